@@ -1,0 +1,102 @@
+"""Small job folders like RAPID's, written afresh for each test."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from astropy.io import fits
+
+import create_dataset
+import generate_croissant
+
+STEMS = tuple(create_dataset.CHANNELS.values())
+SHAPE = (72, 80)  # height and width of the images, pixels: not square, to tell x from y
+FINDER_COLUMNS = (
+    "id xcentroid ycentroid sharpness roundness1 roundness2 npix peak flux mag daofind_mag".split()
+)
+
+
+def make_images(seed: int = 0, shape: tuple[int, int] = SHAPE) -> dict[str, np.ndarray]:
+    """Return four noise images, big-endian float32; the last two with a masked border."""
+    rng = np.random.default_rng(seed)
+    images = {stem: rng.normal(0, 3, shape).astype(">f4") for stem in STEMS}
+    for stem in STEMS[2:]:
+        images[stem][:, :5] = np.nan
+        images[stem][-3:, :] = np.nan
+    return images
+
+
+def make_catalog(rows: int = 12, seed: int = 0) -> pd.DataFrame:
+    """Return a catalog with all columns; every fourth candidate is real, the first on a corner."""
+    rng = np.random.default_rng(seed)
+    flux = rng.normal(0, 50, rows) * 10 ** rng.uniform(-2, 3, rows)
+    positive = np.where(flux > 0, flux, np.nan)
+    return pd.DataFrame(
+        {
+            "id": np.arange(1, rows + 1),
+            "x": np.append(-0.4, rng.uniform(0, SHAPE[1] - 1, rows - 1)),
+            "y": np.append(SHAPE[0] - 0.6, rng.uniform(0, SHAPE[0] - 1, rows - 1)),
+            "sharpness": rng.uniform(0.2, 1, rows),
+            "roundness1": rng.uniform(-1, 1, rows),
+            "roundness2": rng.uniform(-1, 1, rows),
+            "npix": 25,
+            "peak": flux / 3,
+            "flux": flux,
+            "mag": -2.5 * np.log10(positive),
+            "daofind_mag": rng.normal(-0.2, 0.2, rows),
+            "flags": rng.integers(0, 8, rows),
+            "match": np.where(np.arange(rows) % 4 == 3, np.arange(rows), -1),
+        }
+    )
+
+
+def write_job(
+    folder: Path,
+    jid: str = "jid001",
+    catalog: pd.DataFrame | None = None,
+    images: dict[str, np.ndarray] | None = None,
+    seed: int = 0,
+) -> Path:
+    """Write one job folder with everything in psfcat.csv and return its path."""
+    job = folder / jid
+    job.mkdir(parents=True)
+    for stem, pixels in (make_images(seed) if images is None else images).items():
+        fits.writeto(job / f"{stem}.fits", pixels)
+    (make_catalog(seed=seed) if catalog is None else catalog).to_csv(
+        job / "psfcat.csv", index=False
+    )
+    return job
+
+
+def write_two_tables(job: Path, catalog: pd.DataFrame, finder_order: list[int]) -> None:
+    """Write a catalog in the layout of two files, the finder's rows in another order."""
+    names = {"x": "xcentroid", "y": "ycentroid"}
+    finder = catalog.rename(columns=names)[FINDER_COLUMNS].iloc[finder_order]
+    finder.to_csv(job / "diffimage_masked_psfcat_finder.txt", sep=" ", index=False, na_rep="nan")
+    fitted = catalog.assign(x_fit=catalog["x"] + 0.25, y_fit=catalog["y"] + 0.25)
+    fitted[["id", "x_fit", "y_fit", "flags", "match"]].to_csv(job / "psfcat.csv", index=False)
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    """Return a folder of four small jobs."""
+    for number in range(1, 5):
+        write_job(tmp_path / "raw", f"jid{number:03d}", seed=number)
+    return tmp_path / "raw"
+
+
+@pytest.fixture
+def dataset(raw: Path, tmp_path: Path) -> Path:
+    """Return a dataset of four small jobs, without a description."""
+    folder = tmp_path / "dataset"
+    assert create_dataset.main(["-i", str(raw), "-o", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def described(dataset: Path) -> Path:
+    """Return a dataset of four small jobs with its croissant.json."""
+    csv_path, json_path = dataset / "master_index.csv", dataset / "croissant.json"
+    assert generate_croissant.main(["-c", str(csv_path), "-o", str(json_path)]) == 0
+    return dataset

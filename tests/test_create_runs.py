@@ -1,0 +1,252 @@
+"""create_dataset.py, whole runs: what is written, kept, redone, left out and said."""
+
+import errno
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import STEMS, make_catalog, make_images, write_job, write_two_tables
+
+import create_dataset
+
+
+def run(raw: Path, out: Path, *options: str) -> int:
+    return create_dataset.main(["-i", str(raw), "-o", str(out), *options])
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def times(out: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in (out / "images").iterdir()}
+
+
+def make_newer(path: Path, than: Path) -> None:
+    newer = than.stat().st_mtime_ns + 10**9
+    os.utime(path, ns=(newer, newer))
+
+
+def test_a_run_writes_tensors_and_index_and_nothing_else(raw, tmp_path):
+    assert run(raw, tmp_path / "out") == 0
+    assert sorted(contents(tmp_path / "out")) == [
+        *(f"images/jid00{n}.npy" for n in range(1, 5)),
+        "master_index.csv",
+    ]
+    tensor = np.load(tmp_path / "out" / "images" / "jid002.npy")
+    paths = [raw / "jid002" / f"{stem}.fits" for stem in STEMS]
+    np.testing.assert_array_equal(tensor, create_dataset.build_tensor(paths))
+
+
+def test_tensor_files_are_those_of_numpys_own_save(raw, tmp_path):
+    run(raw, tmp_path / "out")
+    written = tmp_path / "out" / "images" / "jid001.npy"
+    np.save(tmp_path / "again.npy", np.load(written))
+    assert written.read_bytes() == (tmp_path / "again.npy").read_bytes()
+
+
+def test_index_text(tmp_path):
+    catalog = make_catalog(2).assign(x=[1.1, 0.1 + 0.2], flux=[-1.0, 1e-7], match=[-1, 3])
+    catalog[["sharpness", "roundness1", "roundness2", "peak", "daofind_mag"]] = 0.5
+    catalog[["y", "flags"]], catalog["mag"] = 2, [np.nan, 17.5]
+    write_job(tmp_path / "raw", catalog=catalog)
+    run(tmp_path / "raw", tmp_path / "out")
+    assert (tmp_path / "out" / "master_index.csv").read_bytes().decode() == (
+        "id,jid,x,y,sharpness,roundness1,roundness2,npix,peak,flux,mag,daofind_mag,flags,match,"
+        "label,image_filename\n"
+        "1.0,jid001,1.1,2.0,0.5,0.5,0.5,25.0,0.5,-1.0,,0.5,2.0,-1.0,0,images/jid001.npy\n"
+        "2.0,jid001,0.30000000000000004,2.0,0.5,0.5,0.5,25.0,0.5,1e-07,17.5,0.5,2.0,3.0,1,"
+        "images/jid001.npy\n"
+    )
+
+
+def test_jobs_are_in_natural_order_and_candidates_in_catalog_order(tmp_path):
+    for jid in ("jid10", "jid2", "jid1"):
+        write_job(tmp_path / "raw", jid, catalog=make_catalog(3).iloc[[2, 0, 1]])
+    write_job(tmp_path / "raw", "other")
+    (tmp_path / "raw" / "jid3").touch()
+    assert run(tmp_path / "raw", tmp_path / "out") == 0
+    index = pd.read_csv(tmp_path / "out" / "master_index.csv")
+    assert index["jid"].tolist() == ["jid1"] * 3 + ["jid2"] * 3 + ["jid10"] * 3
+    assert index["id"].tolist() == [3, 1, 2] * 3
+
+
+def test_two_layouts_give_the_same_bytes(tmp_path):
+    one, two = write_job(tmp_path / "one"), write_job(tmp_path / "two")
+    write_two_tables(two, make_catalog(), list(range(11, -1, -1)))
+    run(one.parent, tmp_path / "out1")
+    run(two.parent, tmp_path / "out2")
+    assert contents(tmp_path / "out1") == contents(tmp_path / "out2")
+
+
+def test_summary(raw, tmp_path, capsys):
+    lost = make_catalog(8).assign(x=[np.nan, -9, 5, 5, 5, 5, 5, 5])
+    write_job(raw, "jid005", catalog=lost)
+    shutil.rmtree(raw / "jid002")
+    (raw / "jid002").mkdir()
+    assert run(raw, tmp_path / "out") == 1
+    captured = capsys.readouterr()
+    size = sum(map(len, contents(tmp_path / "out").values())) / 1e6
+    assert "4 written, 0 up to date, 1 left out" in captured.out
+    assert "42: 11 real (26.2 %), 31 bogus (73.8 %)" in captured.out
+    assert "1 without a position, 1 off the image" in captured.out
+    assert f"{size:.1f} MB in " in captured.out
+    assert "jid002 left out" in captured.err
+
+
+def test_dropped_candidates_alone_are_no_failure(tmp_path, capsys):
+    write_job(tmp_path / "raw", catalog=make_catalog(4).assign(x=[1, 2, 3, 500]))
+    assert run(tmp_path / "raw", tmp_path / "out") == 0
+    assert "1 off the image" in capsys.readouterr().out
+
+
+def test_missing_columns_are_named_once_a_run(raw, tmp_path, capsys):
+    for number in (1, 2):
+        catalog = make_catalog().drop(columns=["sharpness"])
+        catalog.to_csv(raw / f"jid00{number}" / "psfcat.csv", index=False)
+    assert run(raw, tmp_path / "out") == 0
+    warnings = capsys.readouterr().err.strip().splitlines()
+    assert len(warnings) == 1
+    assert "sharpness (2 jobs)" in warnings[0]
+
+
+def test_a_job_of_no_candidates_has_its_tensor(raw, tmp_path):
+    make_catalog().iloc[:0].to_csv(raw / "jid001" / "psfcat.csv", index=False)
+    assert run(raw, tmp_path / "out") == 0
+    assert (tmp_path / "out" / "images" / "jid001.npy").exists()
+
+
+def test_a_second_run_redoes_nothing_and_writes_the_same_index(raw, tmp_path, capsys):
+    run(raw, tmp_path / "out")
+    before, times_before = contents(tmp_path / "out"), times(tmp_path / "out")
+    assert run(raw, tmp_path / "out") == 0
+    assert contents(tmp_path / "out") == before
+    assert times(tmp_path / "out") == times_before
+    assert "0 written, 4 up to date" in capsys.readouterr().out
+
+
+def test_a_second_run_redoes_what_is_missing_damaged_or_older_than_its_images(raw, tmp_path):
+    run(raw, tmp_path / "out")
+    images = tmp_path / "out" / "images"
+    before = contents(tmp_path / "out")
+    (images / "jid001.npy").unlink()
+    (images / "jid002.npy").write_bytes(before["images/jid002.npy"][:-1])
+    make_newer(raw / "jid003" / f"{STEMS[3]}.fits", than=images / "jid003.npy")
+    kept = (images / "jid004.npy").stat().st_ino
+    stale = (images / "jid003.npy").stat().st_ino
+    assert run(raw, tmp_path / "out") == 0
+    assert contents(tmp_path / "out") == before
+    assert (images / "jid004.npy").stat().st_ino == kept
+    assert (images / "jid003.npy").stat().st_ino != stale
+
+
+def test_a_changed_catalog_changes_the_index_and_no_tensor(raw, tmp_path):
+    run(raw, tmp_path / "out")
+    times_before = times(tmp_path / "out")
+    make_catalog(5).to_csv(raw / "jid001" / "psfcat.csv", index=False)
+    assert run(raw, tmp_path / "out") == 0
+    assert times(tmp_path / "out") == times_before
+    index = pd.read_csv(tmp_path / "out" / "master_index.csv")
+    assert (index["jid"] == "jid001").sum() == 5
+
+
+def test_overwrite_redoes_every_tensor(raw, tmp_path, capsys):
+    run(raw, tmp_path / "out")
+    before, times_before = contents(tmp_path / "out"), times(tmp_path / "out")
+    assert run(raw, tmp_path / "out", "--overwrite") == 0
+    assert contents(tmp_path / "out") == before
+    assert not set(times(tmp_path / "out").values()) & set(times_before.values())
+    assert "4 written" in capsys.readouterr().out
+
+
+def test_a_job_that_broke_since_loses_its_tensor_and_its_rows(raw, tmp_path):
+    run(raw, tmp_path / "out")
+    (raw / "jid003" / "psfcat.csv").unlink()
+    assert run(raw, tmp_path / "out") == 1
+    assert not (tmp_path / "out" / "images" / "jid003.npy").exists()
+    assert "jid003" not in (tmp_path / "out" / "master_index.csv").read_text()
+
+
+def test_a_tensor_of_a_job_that_is_gone_is_kept_and_named(raw, tmp_path, capsys):
+    run(raw, tmp_path / "out")
+    shutil.rmtree(raw / "jid003")
+    assert run(raw, tmp_path / "out") == 0
+    assert (tmp_path / "out" / "images" / "jid003.npy").exists()
+    assert "not in the index: jid003.npy" in capsys.readouterr().err
+    assert "jid003" not in (tmp_path / "out" / "master_index.csv").read_text()
+
+
+def test_where_no_job_can_be_used_the_dataset_stays_as_it_was(raw, tmp_path, capsys):
+    run(raw, tmp_path / "out")
+    before = contents(tmp_path / "out")
+    for job in raw.iterdir():
+        (job / "psfcat.csv").unlink()
+    assert run(raw, tmp_path / "out") == 1
+    assert contents(tmp_path / "out") == before
+    assert "none of the jobs could be used" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: None, "no such folder"),
+        (lambda folder: folder.mkdir(), "no job folders in it"),
+        (lambda folder: folder.touch(), "no such folder"),
+    ],
+    ids=["missing", "no jobs", "a file"],
+)
+def test_an_input_that_cannot_be_used(tmp_path, capsys, make, message):
+    make(tmp_path / "raw")
+    assert run(tmp_path / "raw", tmp_path / "out") == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_cannot_be_made(raw, tmp_path, capsys):
+    (tmp_path / "out").touch()
+    assert run(raw, tmp_path / "out") == 1
+    assert "images: cannot be made: Not a directory" in capsys.readouterr().err
+
+
+def test_a_failed_write_leaves_nothing_under_a_final_name(raw, tmp_path, capsys, monkeypatch):
+    def fail(self, target):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "replace", fail)
+    assert run(raw, tmp_path / "out") == 1
+    assert contents(tmp_path / "out") == {}
+    message = "jid001.npy: cannot be written: No space left on device"
+    assert message in capsys.readouterr().err
+
+
+def test_ctrl_c_keeps_what_is_done(raw, tmp_path, capsys, monkeypatch):
+    read_catalog = create_dataset.read_catalog
+
+    def interrupt(job_dir):
+        if job_dir.name == "jid003":
+            raise KeyboardInterrupt
+        return read_catalog(job_dir)
+
+    monkeypatch.setattr(create_dataset, "read_catalog", interrupt)
+    assert run(raw, tmp_path / "out") == 130
+    assert sorted(contents(tmp_path / "out")) == ["images/jid001.npy", "images/jid002.npy"]
+    assert "interrupted" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert run(raw, tmp_path / "out") == 0
+    assert "2 written, 2 up to date" in capsys.readouterr().out
+
+
+def test_wrong_usage_is_2():
+    with pytest.raises(SystemExit, match="2"):
+        create_dataset.main(["--no_such_option"])
+
+
+def test_shapes_may_differ_between_jobs(tmp_path):
+    write_job(tmp_path / "raw", "jid1", images=make_images(shape=(72, 80)))
+    write_job(tmp_path / "raw", "jid2", images=make_images(shape=(80, 90)))
+    assert run(tmp_path / "raw", tmp_path / "out") == 0
+    assert np.load(tmp_path / "out" / "images" / "jid2.npy").shape == (80, 90, 4)
