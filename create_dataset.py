@@ -28,13 +28,14 @@ its image is left out and counted in the summary; that alone does not change the
 """
 
 import argparse
+import gzip
+import io
 import logging
 import os
 import re
 import sys
 import time
 import warnings
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -75,9 +76,6 @@ ALIASES = {  # other names of a column, in order of preference
 }
 FIT_ALIASES = {"x": "x_fit", "y": "y_fit"}  # only where the finder has no position either
 NO_MATCH = -1  # `match` of a candidate with no injected source within the match radius
-# What astropy raises on a damaged file; of its warnings, the one of a truncated file.
-FITS_ERRORS = (OSError, ValueError, TypeError, LookupError, EOFError, zlib.error)
-FITS_ERRORS += (fits.VerifyError, AstropyUserWarning)
 
 LOG = logging.getLogger("create_dataset")
 
@@ -94,6 +92,11 @@ class JobResult:
     rows: pd.DataFrame | None  # INDEX_COLUMNS, a row per candidate
     counts: Counter[str]  # what the job adds to the summary
     reason: str = ""
+
+
+def one_line(error: Exception) -> str:
+    """Return the text of an error on one line, or its type where it has no text."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def natural_key(name: str) -> tuple[list[str | int], str]:
@@ -137,16 +140,17 @@ def read_image(path: Path) -> np.ndarray:
         The file is damaged, cut short, or holds no 2-D image.
     """
     try:
-        with warnings.catch_warnings():
+        # The gzip module reads to the end, where the checksum is; astropy stops at the last pixel.
+        source = io.BytesIO(gzip.decompress(path.read_bytes())) if path.suffix == ".gz" else path
+        with warnings.catch_warnings(), np.errstate(over="ignore"):  # beyond float32: masked
             warnings.simplefilter("ignore", AstropyUserWarning)
             warnings.filterwarnings("error", "File may have been truncated")
-            with fits.open(path) as hdus:
+            with fits.open(source) as hdus:
                 for hdu in hdus:
                     if hdu.is_image and len(hdu.shape) == 2:
-                        with np.errstate(over="ignore"):  # float64 beyond float32: masked
-                            return np.array(hdu.data, dtype=np.float32)
-    except FITS_ERRORS as error:
-        raise DatasetError(f"{path}: not a readable FITS image: {error}") from error
+                        return np.array(hdu.data, dtype=np.float32)
+    except Exception as error:  # what astropy raises on damaged tiles has no public name
+        raise DatasetError(f"{path}: not a readable FITS image: {one_line(error)}") from error
     raise DatasetError(f"{path}: no HDU with a 2-D image in it")
 
 
@@ -245,7 +249,7 @@ def read_table(path: Path, separator: str = ",") -> pd.DataFrame:
     except FileNotFoundError as error:
         raise DatasetError(f"{path}: no such file") from error
     except (OSError, ValueError, pd.errors.ParserWarning) as error:
-        raise DatasetError(f"{path}: not a readable catalog: {error}") from error
+        raise DatasetError(f"{path}: not a readable catalog: {one_line(error)}") from error
     table.columns = table.columns.astype(str).str.strip()
     columns = [name for name in table.columns.unique() if name in known]
     table = table.loc[:, ~table.columns.duplicated()]

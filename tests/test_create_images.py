@@ -207,10 +207,33 @@ def test_a_job_with_a_broken_image_is_left_out_and_named(raw, tmp_path, capsys, 
     assert "jid002" not in (tmp_path / "out" / "master_index.csv").read_text()
 
 
-def test_a_truncated_gz_is_left_out(raw, tmp_path, capsys):
+def cut_half(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def drop_checksum(data: bytes) -> bytes:
+    return data[:-8]
+
+
+def flip_a_byte(data: bytes) -> bytes:
+    return data[:9000] + bytes([data[9000] ^ 255]) + data[9001:]
+
+
+@pytest.mark.parametrize("damage", [cut_half, drop_checksum, flip_a_byte])
+def test_a_damaged_gz_is_left_out(raw, tmp_path, capsys, damage):
     plain = raw / "jid002" / f"{SCIENCE}.fits"
-    zipped = gzip.compress(plain.read_bytes())
-    plain.with_name(f"{SCIENCE}.fits.gz").write_bytes(zipped[: len(zipped) // 2])
+    plain.with_name(f"{SCIENCE}.fits.gz").write_bytes(damage(gzip.compress(plain.read_bytes())))
     plain.unlink()
     assert create_dataset.main(["-i", str(raw), "-o", str(tmp_path / "out")]) == 1
     assert f"{SCIENCE}.fits.gz: not a readable FITS image" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", [cut_half, flip_a_byte])
+def test_a_damaged_fz_is_left_out(raw, tmp_path, capsys, damage):
+    plain = raw / "jid002" / f"{SCIENCE}.fits"
+    packed = plain.with_name(f"{SCIENCE}.fits.fz")
+    fits.CompImageHDU(fits.getdata(plain), compression_type="GZIP_1").writeto(packed)
+    packed.write_bytes(damage(packed.read_bytes()))
+    plain.unlink()
+    assert create_dataset.main(["-i", str(raw), "-o", str(tmp_path / "out")]) == 1
+    assert f"{SCIENCE}.fits.fz: not a readable FITS image" in capsys.readouterr().err
