@@ -69,24 +69,24 @@ INDEX_COLUMNS = tuple(
 # What the catalogs give; the other columns of the index are worked out here.
 CATALOG_COLUMNS = tuple(c for c in INDEX_COLUMNS if c not in ("jid", "label", "image_filename"))
 FINDER_COLUMNS = tuple(c for c in CATALOG_COLUMNS if c not in ("flags", "match"))
-ALIASES = {  # other names of a column, in order of preference
+ALIASES = {  # names of a column in the catalogs, in order of preference, where there are several
     "x": ("x", "xcentroid", "x_centroid"),
     "y": ("y", "ycentroid", "y_centroid"),
     "npix": ("npix", "n_pixels"),
 }
-FIT_ALIASES = {"x": "x_fit", "y": "y_fit"}  # only where the finder has no position either
-NO_MATCH = -1  # `match` of a candidate with no injected source within the match radius
+FIT_COLUMNS = {"x": "x_fit", "y": "y_fit"}  # stand in where the finder has no position either
+NO_MATCH = -1  # `match` of a candidate with no source within the match radius
 
 LOG = logging.getLogger("create_dataset")
 
 
 class DatasetError(Exception):
-    """What the user can mend; its text says where, what was found and what was expected."""
+    """An error that the user can fix; its text says where, what was found and what to do."""
 
 
 @dataclass(frozen=True)
 class JobResult:
-    """What became of one job folder: index rows, or the reason why it was left out."""
+    """Result of one job: its index rows, or the reason why it was left out."""
 
     jid: str
     rows: pd.DataFrame | None  # INDEX_COLUMNS, a row per candidate
@@ -158,7 +158,8 @@ def zscale_limits(pixels: np.ndarray) -> tuple[float, float]:
     """Return the ZScale limits vmin < vmax of the finite pixels of a float32 (H, W) image.
 
     They are those of `astropy.visualization.ZScaleInterval` at its defaults, or the finite minimum
-    and maximum where its two limits coincide. Raises DatasetError where those coincide too.
+    and maximum where its two limits coincide. Raises DatasetError where those coincide too, or
+    where float32 cannot hold their distance.
     """
     finite = pixels[np.isfinite(pixels)]
     if finite.size == 0:
@@ -166,8 +167,11 @@ def zscale_limits(pixels: np.ndarray) -> tuple[float, float]:
     vmin, vmax = ZScaleInterval().get_limits(finite)
     if not vmin < vmax:
         vmin, vmax = finite.min(), finite.max()
-    if not vmin < vmax:
+    if vmin == vmax:
         raise DatasetError(f"all finite pixels have the value {vmin:g}")
+    with np.errstate(over="ignore", under="ignore"):
+        if not 0 < np.float32(float(vmax) - float(vmin)) < np.inf:
+            raise DatasetError(f"pixels from {vmin:g} to {vmax:g} cannot be scaled in float32")
     return float(vmin), float(vmax)
 
 
@@ -187,19 +191,14 @@ def normalise(pixels: np.ndarray, vmin: float, vmax: float) -> np.ndarray:
         float32 (H, W), in [0, 1], finite.
     """
     scaled = np.where(np.isfinite(pixels), pixels, np.float32(0))
-    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # infinity clips to 1
+    with np.errstate(over="ignore"):  # infinity clips to 1
         scaled -= vmin
         scaled /= vmax - vmin
     return np.clip(scaled, 0, 1, out=scaled)
 
 
 def build_tensor(paths: Iterable[Path]) -> np.ndarray:
-    """Read and normalise a job's four images into one tensor.
-
-    Parameters
-    ----------
-    paths : iterable of Path
-        The FITS files, in the order of CHANNEL_NAMES.
+    """Read and normalise a job's four images, in the order of CHANNEL_NAMES, into one tensor.
 
     Returns
     -------
@@ -225,16 +224,16 @@ def build_tensor(paths: Iterable[Path]) -> np.ndarray:
         except DatasetError as error:
             raise DatasetError(f"{path}: {error}") from error
     if not (tensor.min() >= 0 and tensor.max() <= 1):  # NaN fails both
-        raise DatasetError(f"{path.parent}: pixels span too small a range to be scaled")
+        raise DatasetError(f"{path.parent}: the tensor is not in [0, 1]; please report this")
     return tensor
 
 
 def read_table(path: Path, separator: str = ",") -> pd.DataFrame:
-    """Read the known columns of a catalog as float64; an empty cell is NaN.
+    """Read those of CATALOG_COLUMNS and FIT_COLUMNS that a catalog has, under whatever alias.
 
-    Raises DatasetError where the file is missing, empty or no table, or a cell is not a number.
+    All are float64, with NaN for an empty cell. Raises DatasetError where the file is missing,
+    empty or no table, or where a cell is not a number.
     """
-    known = {*CATALOG_COLUMNS, *FIT_ALIASES.values(), *sum(ALIASES.values(), ())}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header
@@ -251,9 +250,22 @@ def read_table(path: Path, separator: str = ",") -> pd.DataFrame:
     except (OSError, ValueError, pd.errors.ParserWarning) as error:
         raise DatasetError(f"{path}: not a readable catalog: {one_line(error)}") from error
     table.columns = table.columns.astype(str).str.strip()
-    columns = [name for name in table.columns.unique() if name in known]
     table = table.loc[:, ~table.columns.duplicated()]
-    return pd.DataFrame({name: to_float(table[name], path) for name in columns}, table.index)
+    found = {}
+    for column in (*CATALOG_COLUMNS, *FIT_COLUMNS.values()):
+        names = [name for name in ALIASES.get(column, (column,)) if name in table]
+        if names:
+            found[column] = to_float(table[names[0]], path)
+    return pd.DataFrame(found, table.index)
+
+
+def read_finder(path: Path) -> pd.DataFrame:
+    """Read the finder's table, whose columns are separated by blanks: no cell may be empty."""
+    table = read_table(path, separator=r"\s+")
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    if len({len(line.split()) for line in lines} - {0}) > 1:
+        raise DatasetError(f"{path}: rows of different length; an empty cell should say nan")
+    return table
 
 
 def to_float(cells: pd.Series, path: Path) -> pd.Series:
@@ -269,28 +281,11 @@ def to_float(cells: pd.Series, path: Path) -> pd.Series:
     return numbers.astype(np.float64)
 
 
-def canonical_columns(table: pd.DataFrame) -> pd.DataFrame:
-    """Keep the catalog columns that a table has, under their own names."""
-    found = {}
-    for column in CATALOG_COLUMNS:
-        names = [name for name in ALIASES.get(column, (column,)) if name in table]
-        if names:
-            found[column] = table[names[0]]
-    return pd.DataFrame(found, index=table.index)
-
-
 def join_finder(catalog: pd.DataFrame, finder: pd.DataFrame, job_dir: Path) -> pd.DataFrame:
     """Add to psfcat.csv's columns those that only the finder's table has, one to one on `id`.
 
-    Returns
-    -------
-    pandas.DataFrame
-        As many rows as `catalog`, in its order.
-
-    Raises
-    ------
-    DatasetError
-        The ids do not match one to one; or `catalog` has no ids and the row counts differ.
+    The rows stay those of `catalog`, in its order. Raises DatasetError where the ids do not match
+    one to one, or where `catalog` has no ids and the row counts differ.
     """
     both = f"{job_dir}: {CATALOG_NAME} ({len(catalog)} rows) and {FINDER_NAME} ({len(finder)} rows)"
     added = [column for column in finder if column not in catalog]
@@ -299,20 +294,23 @@ def join_finder(catalog: pd.DataFrame, finder: pd.DataFrame, job_dir: Path) -> p
     if "id" not in catalog or "id" not in finder:
         raise DatasetError(f"{both} cannot be joined: both need the column id")
     check_unique(finder["id"], job_dir / FINDER_NAME)
-    alone = set(catalog["id"]) ^ set(finder["id"])
-    if alone or catalog["id"].isna().any():
+    alone = set(catalog["id"].dropna()) ^ set(finder["id"].dropna())
+    empty = int(catalog["id"].isna().sum() + finder["id"].isna().sum())
+    if alone or empty:
         raise DatasetError(
-            f"{both} do not match one to one: {len(alone)} ids stand in one of them only, such as"
-            f" {min(alone, default=np.nan):g}"
+            f"{both} do not match one to one: {len(alone)} ids occur in only one of them, such as"
+            f" {min(alone, default=np.nan):g}, and {empty} ids are empty"
         )
     return catalog.merge(finder[["id", *added]], on="id", how="left", validate="one_to_one")
 
 
 def check_unique(ids: pd.Series, path: Path) -> None:
-    """Raise DatasetError where an id stands twice: (jid, id) is the key of the index."""
+    """Raise DatasetError where an id occurs twice: (jid, id) is the key of the index."""
     twice = ids[ids.duplicated() & ids.notna()]
     if len(twice):
-        raise DatasetError(f"{path}: id {twice.iloc[0]:g} stands more than once; ids are unique")
+        raise DatasetError(
+            f"{path}: id {twice.iloc[0]:g} occurs more than once; ids must be unique"
+        )
 
 
 def read_catalog(job_dir: Path) -> pd.DataFrame:
@@ -322,30 +320,29 @@ def read_catalog(job_dir: Path) -> pd.DataFrame:
     -------
     pandas.DataFrame
         Those of CATALOG_COLUMNS that are there, float64, in catalog order; `x`, `y` and `match`
-        always are, and `match` is finite.
+        always are, and `match` is finite. The columns of a PSF fit may stand beside them.
 
     Raises
     ------
     DatasetError
         A catalog is missing or damaged, the two do not join, or positions or labels are missing.
     """
-    path = job_dir / CATALOG_NAME
-    table = read_table(path)
-    catalog = canonical_columns(table)
+    path, finder_path = job_dir / CATALOG_NAME, job_dir / FINDER_NAME
+    catalog = read_table(path)
     if "match" not in catalog:
         raise DatasetError(f"{path}: no column match, so that no candidate can be labelled")
-    if not np.isfinite(catalog["match"]).all():
-        empty = int((~np.isfinite(catalog["match"])).sum())
-        raise DatasetError(f"{path}: match is empty in {empty} of {len(catalog)} rows")
+    unknown = int((~np.isfinite(catalog["match"])).sum())
+    if unknown:
+        raise DatasetError(
+            f"{path}: match is empty or infinite in {unknown} of {len(catalog)} rows"
+        )
     if "id" in catalog:
         check_unique(catalog["id"], path)
-    finder_path = job_dir / FINDER_NAME
     if not set(FINDER_COLUMNS) <= set(catalog) and finder_path.exists():
-        finder = canonical_columns(read_table(finder_path, separator=r"\s+"))
-        catalog = join_finder(catalog, finder, job_dir)
-    for axis, fit in FIT_ALIASES.items():
-        if axis not in catalog and fit in table:
-            catalog[axis] = table[fit]
+        catalog = join_finder(catalog, read_finder(finder_path), job_dir)
+    for axis, fit in FIT_COLUMNS.items():
+        if axis not in catalog and fit in catalog:
+            catalog[axis] = catalog[fit]
         if axis not in catalog:
             raise DatasetError(f"{path}: no column {axis} (nor {', '.join(ALIASES[axis])}, {fit})")
     return catalog
@@ -423,21 +420,21 @@ def write_tensor(tensor: np.ndarray, path: Path) -> int:
 def current_shape(tensor_path: Path, image_paths: Iterable[Path]) -> tuple[int, int] | None:
     """Return height and width of a tensor that is whole and newer than its images, else None."""
     try:
-        tensor = np.load(tensor_path, mmap_mode="r", allow_pickle=False)
+        tensor = np.lib.format.open_memmap(tensor_path, mode="r")
         stat = tensor_path.stat()
-    except (OSError, ValueError, EOFError):
+    except (OSError, ValueError):
         return None
     whole = (
         tensor.dtype == np.dtype("<f4")
-        and tensor.ndim == 3
-        and tensor.shape[2] == len(CHANNEL_NAMES)
+        and tensor.flags.c_contiguous
+        and tensor.shape[2:] == (len(CHANNEL_NAMES),)
         and tensor.offset + tensor.nbytes == stat.st_size
     )
     newest = max(path.stat().st_mtime_ns for path in image_paths)
     return tensor.shape[:2] if whole and newest <= stat.st_mtime_ns else None
 
 
-def build_job(job_dir: Path, images_dir: Path, overwrite: bool) -> JobResult:
+def process_job(job_dir: Path, images_dir: Path, overwrite: bool) -> JobResult:
     """Write the tensor of one job, unless it is up to date, and return the job's index rows.
 
     A job that cannot be used is no error here: its result carries the reason. Raises DatasetError
@@ -447,6 +444,8 @@ def build_job(job_dir: Path, images_dir: Path, overwrite: bool) -> JobResult:
     tensor_path = images_dir / f"{jid}.npy"
     tensor = None
     try:
+        if not jid.isprintable():
+            raise DatasetError(f"{job_dir}: the name cannot stand in a CSV file; rename the folder")
         paths = [find_image(job_dir, stem) for stem in CHANNELS.values()]
         catalog = read_catalog(job_dir)
         shape = None if overwrite else current_shape(tensor_path, paths)
@@ -465,19 +464,10 @@ def build_job(job_dir: Path, images_dir: Path, overwrite: bool) -> JobResult:
 
 
 def write_index(results: Iterable[JobResult], index_path: Path) -> tuple[Counter, list[str]]:
-    """Write the rows of all jobs as they come.
+    """Write the rows of all jobs as they come; return the summed counts and the jobs' names.
 
-    Returns
-    -------
-    counts : Counter
-        The summed tallies.
-    used : list of str
-        Ids of the jobs that are in the index.
-
-    Raises
-    ------
-    DatasetError
-        The index cannot be written, or no job could be used; an index that was there stays.
+    Raises DatasetError where the index cannot be written or no job could be used; an index that
+    was there stays as it was.
     """
     counts, used = Counter(), []
     with atomic_write(index_path) as temporary:
@@ -506,7 +496,8 @@ def remove_stale_tensors(images_dir: Path, used: list[str], jobs: list[Path]) ->
             stale.pop(job.name).unlink()
     if stale:
         LOG.warning(
-            "%s: kept, but their jobs are not in the input folder and not in the index: %s",
+            "%s: kept, though their jobs are not in the input folder; not in the index, but the"
+            " file set of croissant.json will include them: %s",
             images_dir,
             ", ".join(f"{jid}.npy" for jid in sorted(stale, key=natural_key)),
         )
@@ -515,10 +506,8 @@ def remove_stale_tensors(images_dir: Path, used: list[str], jobs: list[Path]) ->
 def build_dataset(input_dir: Path, output_dir: Path, overwrite: bool) -> Counter[str]:
     """Make the dataset of all jobs, or bring it up to date, and return what the summary counts.
 
-    Raises
-    ------
-    DatasetError
-        There are no jobs, none of them can be used, or the output cannot be written.
+    Raises DatasetError where there are no jobs, none of them can be used, or the output cannot be
+    written.
     """
     jobs = find_jobs(input_dir)
     images_dir = output_dir / IMAGES_DIR
@@ -528,7 +517,7 @@ def build_dataset(input_dir: Path, output_dir: Path, overwrite: bool) -> Counter
         raise DatasetError(f"{images_dir}: cannot be made: {error.strerror}") from error
     with logging_redirect_tqdm():
         bar = tqdm(jobs, unit="job", disable=None)  # None: no bar where stderr is no terminal
-        results = (build_job(job, images_dir, overwrite) for job in bar)
+        results = (process_job(job, images_dir, overwrite) for job in bar)
         counts, used = write_index(results, output_dir / INDEX_NAME)
     remove_stale_tensors(images_dir, used, jobs)
     return counts
@@ -576,7 +565,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "-o", "--output_dir", type=Path, default="./hackathon_dataset", help="folder of the dataset"
     )
     parser.add_argument(
-        "--overwrite", action="store_true", help="make also those tensors anew that are up to date"
+        "--overwrite", action="store_true", help="rebuild also the tensors that are up to date"
     )
     return parser.parse_args(argv)
 

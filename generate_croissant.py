@@ -28,6 +28,7 @@ import json
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ INDEX_NAME = "master_index.csv"
 IMAGES_DIR = "images"
 RECORD_SET = "transient_candidates"
 INDEX_ID, TENSORS_ID = "master-index", "image-tensors"  # ids of the two resources
-NO_MATCH = -1  # `match` of a candidate with no injected source within the match radius
+NO_MATCH = -1  # `match` of a candidate with no source within the match radius
 EMPTY = "Empty where the catalog has no value."
 FIELDS = {  # column of the index: its type and what it means, in the order of the columns
     "id": (mlc.DataType.FLOAT64, f"Number of the candidate in its job's finder catalog. {EMPTY}"),
@@ -62,8 +63,8 @@ FIELDS = {  # column of the index: its type and what it means, in the order of t
     ),
     "roundness2": (
         mlc.DataType.FLOAT64,
-        "DAOFIND roundness from the widths of the Gaussians fitted along x and y, dimensionless,"
-        f" 0 for a round source. {EMPTY}",
+        "DAOFIND roundness from the heights of the Gaussians fitted to the sums along x and y,"
+        f" dimensionless, 0 for a round source. {EMPTY}",
     ),
     "npix": (mlc.DataType.FLOAT64, f"Number of pixels in the finder's kernel. {EMPTY}"),
     "peak": (
@@ -88,7 +89,7 @@ FIELDS = {  # column of the index: its type and what it means, in the order of t
     ),
     "match": (
         mlc.DataType.FLOAT64,
-        "Number of the injected source within the match radius, -1 where there is none.",
+        "Number of the injected or simulated source that it matches, -1 where there is none.",
     ),
     "label": (mlc.DataType.INT64, "1: real (match is not -1); 0: bogus (match is -1)."),
     "image_filename": (
@@ -117,7 +118,7 @@ LOG = logging.getLogger("generate_croissant")
 
 
 class DatasetError(Exception):
-    """What the user can mend; its text says where, what was found and what was expected."""
+    """An error that the user can fix; its text says where, what was found and what to do."""
 
 
 @dataclass(frozen=True)
@@ -130,8 +131,13 @@ class DatasetFacts:
     shape: tuple[int, int]  # height and width, pixels; -1 where the images differ
 
 
+def one_line(error: Exception) -> str:
+    """Return the text of an error on one line."""
+    return " ".join(str(error).split())
+
+
 def read_index(csv_path: Path) -> pd.DataFrame:
-    """Read the index and check its columns, types and labels.
+    """Read the index and check its columns, types, labels and keys.
 
     Returns
     -------
@@ -141,23 +147,22 @@ def read_index(csv_path: Path) -> pd.DataFrame:
     Raises
     ------
     DatasetError
-        The file is missing or not the index of the contract.
+        The file is missing or no such index; the text does not name the file.
     """
     if not csv_path.is_file():
-        raise DatasetError(f"{csv_path}: no such file; create_dataset.py writes it")
+        raise DatasetError("no such file; create_dataset.py writes it")
     try:
-        index = pd.read_csv(csv_path, encoding="utf-8", low_memory=False, index_col=False)
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"{csv_path}: not a readable CSV file: {error}") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header
+            index = pd.read_csv(csv_path, encoding="utf-8", low_memory=False, index_col=False)
+    except (OSError, ValueError, pd.errors.ParserWarning) as error:
+        raise DatasetError(f"not a readable CSV file: {one_line(error)}") from error
     if tuple(index.columns) != INDEX_COLUMNS:
-        raise DatasetError(f"{csv_path}: {describe_columns(tuple(index.columns))}")
+        raise DatasetError(describe_columns(tuple(index.columns)))
     if index.empty:
-        raise DatasetError(f"{csv_path}: no candidates in it; there is nothing to describe")
-    for column in INDEX_COLUMNS:
-        try:
-            index[column] = checked_column(index[column])
-        except DatasetError as error:
-            raise DatasetError(f"{csv_path}: {error}") from error
+        raise DatasetError("no candidates in it; there is nothing to describe")
+    index = pd.DataFrame({column: checked_column(index[column]) for column in INDEX_COLUMNS})
+    check_consistency(index)
     return index
 
 
@@ -194,8 +199,8 @@ def checked_column(cells: pd.Series) -> pd.Series:
     return typed.astype(np.int64) if cells.name == "label" else typed
 
 
-def check_labels(index: pd.DataFrame) -> None:
-    """Raise DatasetError where a label contradicts `match`, or a path its job."""
+def check_consistency(index: pd.DataFrame) -> None:
+    """Raise DatasetError where a label contradicts `match`, a path its job, or a key repeats."""
     wrong = index["label"] != (index["match"] != NO_MATCH)
     if wrong.any():
         row = index[wrong].iloc[0]
@@ -211,6 +216,10 @@ def check_labels(index: pd.DataFrame) -> None:
             f"image_filename '{row['image_filename']}' of job '{row['jid']}': expected"
             f" {IMAGES_DIR}/<jid>.npy"
         )
+    twice = index.duplicated(["jid", "id"]) & index["id"].notna()
+    if twice.any():
+        row = index[twice].iloc[0]
+        raise DatasetError(f"id {row['id']:g} of job '{row['jid']}' occurs more than once")
 
 
 def tensor_shape(path: Path) -> tuple[int, int]:
@@ -221,36 +230,41 @@ def tensor_shape(path: Path) -> tuple[int, int]:
     DatasetError
         The file is missing, cut short, or not float32 (H, W, 4).
     """
-    if not path.is_file():
-        raise DatasetError(f"{path}: no such tensor, but {INDEX_NAME} names it")
     try:
-        tensor = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DatasetError(f"{path}: not a whole .npy file: {error}") from error
-    dtype, shape = getattr(tensor, "dtype", None), getattr(tensor, "shape", ())
-    if dtype != np.dtype("<f4") or len(shape) != 3 or shape[2] != len(CHANNEL_NAMES):
+        tensor = np.lib.format.open_memmap(path, mode="r")
+    except FileNotFoundError as error:
+        raise DatasetError(f"{path}: no such tensor, but {INDEX_NAME} names it") from error
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{path}: not a whole .npy file: {one_line(error)}") from error
+    channels = len(CHANNEL_NAMES)
+    if tensor.dtype != np.dtype("<f4") or tensor.shape[2:] != (channels,):
         raise DatasetError(
-            f"{path}: {dtype} {shape}; expected float32 (H, W, {len(CHANNEL_NAMES)})"
+            f"{path}: {tensor.dtype} {tensor.shape}; expected float32 (H, W, {channels})"
         )
-    return shape[:2]
+    if not tensor.flags.c_contiguous:
+        raise DatasetError(f"{path}: Fortran order; expected C order")
+    return tensor.shape[:2]
 
 
 def gather_facts(csv_path: Path) -> tuple[pd.DataFrame, DatasetFacts]:
-    """Read and check the index and the tensors it names; raise DatasetError at what is wrong."""
-    index = read_index(csv_path)
+    """Read and check the index and all tensors beside it; raise DatasetError at what is wrong."""
     try:
-        check_labels(index)
+        index = read_index(csv_path)
     except DatasetError as error:
         raise DatasetError(f"{csv_path}: {error}") from error
     folder = csv_path.parent
-    names = list(index["image_filename"].unique())
-    shapes = {tensor_shape(folder / name) for name in names}
+    named = set(index["image_filename"])
+    found = {f"{IMAGES_DIR}/{path.name}" for path in (folder / IMAGES_DIR).glob("*.npy")}
+    shapes = {tensor_shape(folder / name) for name in sorted(named | found)}
+    if found - named:
+        LOG.warning(
+            "%s: %d tensors have no candidate in the index; the file set includes them",
+            folder / IMAGES_DIR,
+            len(found - named),
+        )
     heights, widths = ({shape[axis] for shape in shapes} for axis in (0, 1))
-    unnamed = len(list((folder / IMAGES_DIR).glob("*.npy"))) - len(names)
-    if unnamed:
-        LOG.warning("%s: %d tensors of no candidate in the index", folder / IMAGES_DIR, unnamed)
     return index, DatasetFacts(
-        jobs=len(names),
+        jobs=len(found),
         candidates=len(index),
         real=int(index["label"].sum()),
         shape=tuple(sizes.pop() if len(sizes) == 1 else -1 for sizes in (heights, widths)),
@@ -262,8 +276,8 @@ def describe(facts: DatasetFacts) -> str:
     height, width = facts.shape
     size = "of several sizes" if -1 in facts.shape else f"of {height} x {width} pixels"
     return (
-        f"Candidate transients of {facts.jobs:,} image-differencing jobs of RAPID, the pipeline of"
-        f" the Roman Space Telescope: {facts.candidates:,} candidates, of which {facts.real:,}"
+        f"Candidate transients of {facts.jobs:,} image-differencing jobs in the file layout of"
+        f" RAPID: {facts.candidates:,} candidates, of which {facts.real:,}"
         f" ({facts.real / facts.candidates:.1%}) are real and the others bogus detections. Each job"
         f" has one image tensor {size} with the channels {', '.join(CHANNEL_NAMES)}, each"
         " ZScale-normalised to [0, 1]; masked pixels have the value of zero flux."
@@ -357,8 +371,8 @@ def check_reload(json_path: Path, index: pd.DataFrame) -> None:
     try:
         records = mlc.Dataset(jsonld=json_path).records(RECORD_SET)
         record = next(iter(records))
-    except (mlc.ValidationError, mlc.GenerationError, ValueError) as error:
-        raise DatasetError(f"mlcroissant refuses the description: {error}") from error
+    except (mlc.ValidationError, mlc.GenerationError, ValueError, OSError) as error:
+        raise DatasetError(f"mlcroissant refuses the description: {one_line(error)}") from error
     for column, value in index.iloc[0].items():
         read = record[f"{RECORD_SET}/{column}"]
         read = read.decode() if isinstance(read, bytes) else read
@@ -391,7 +405,7 @@ def write_croissant(csv_path: Path, output: Path) -> tuple[DatasetFacts, dict]:
     try:
         metadata = build_metadata(csv_path, facts)
     except mlc.ValidationError as error:
-        raise DatasetError(f"mlcroissant refuses the description: {error}") from error
+        raise DatasetError(f"mlcroissant refuses the description: {one_line(error)}") from error
     with atomic_write(output) as temporary:
         text = json.dumps(metadata, indent=2, ensure_ascii=False)
         temporary.write_text(text + "\n", encoding="utf-8")
@@ -418,6 +432,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="description to write, in the folder of the index",
     )
     args = parser.parse_args(argv)
+    if args.output.suffix != ".json":
+        parser.error(f"--output must be named *.json, not {args.output.name}")
     if args.output.resolve().parent != args.csv_path.resolve().parent:
         parser.error(
             f"--output must lie in {args.csv_path.parent}, beside the index: the paths in it are"

@@ -28,23 +28,25 @@ reason is on stderr); 2 wrong usage; 130 interrupted by Ctrl-C.
 """
 
 import argparse
+import functools
 import hashlib
 import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-# A thread that waits for another must sleep, not spin: beside another busy process on two cores,
-# spinning threads make a training step five times as long. Only heeded before torch is loaded.
+# A thread that waits for another is to sleep, not to spin: on a machine shared with other programs,
+# spinning takes the processor from the thread that is waited for. Only heeded before torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import mlcroissant as mlc
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -64,12 +66,15 @@ LEARNING_RATE = 2e-3  # highest rate of the one-cycle schedule
 WEIGHT_DECAY = 1e-2
 FEATURE_LIMIT = 8.0  # scaled features are clipped here, in interquartile ranges
 SEED = 20260
+OPEN_TENSORS = 64  # mapped at a time: each takes one of the process's file descriptors
+MLCROISSANT_ERRORS = (mlc.ValidationError, mlc.GenerationError)  # besides what Python raises
+MLCROISSANT_ERRORS += (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 LOG = logging.getLogger("test_croissant_dataset")
 
 
 class DatasetError(Exception):
-    """What the user can mend; its text says where, what was found and what was expected."""
+    """An error that the user can fix; its text says where, what was found and what to do."""
 
 
 @dataclass(frozen=True)
@@ -104,25 +109,29 @@ class Scores:
     average_precision: float
 
 
-def read_description(json_path: Path) -> dict:
-    """Read croissant.json and hold its index against the checksum, before anything is loaded.
+def one_line(error: Exception) -> str:
+    """Return the type and the text of an error on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def check_files(json_path: Path) -> None:
+    """Hold the files that croissant.json describes against their checksums.
 
     Raises
     ------
     DatasetError
-        The file is missing or is no Croissant description, a resource lies outside its folder, or
-        the index is gone or was changed after the description was written.
+        The description is missing or is none, a file that it describes lies outside its folder, is
+        gone, or was changed after the description was written.
     """
     if not json_path.is_file():
         raise DatasetError(f"{json_path}: no such file; generate_croissant.py writes it")
     try:
-        description = json.loads(json_path.read_text(encoding="utf-8"))
-        resources = description["distribution"]
+        resources = json.loads(json_path.read_text(encoding="utf-8"))["distribution"]
         files = [entry for entry in resources if entry["@type"] == "cr:FileObject"]
-        checksums = {entry["contentUrl"]: entry["sha256"] for entry in files}
-    except (OSError, ValueError, LookupError, TypeError) as error:
+        checksums = {str(entry["contentUrl"]): str(entry["sha256"]) for entry in files}
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise DatasetError(
-            f"{json_path}: not a Croissant description with checksums ({error!r}); run"
+            f"{json_path}: not a Croissant description with checksums ({one_line(error)}); run"
             " generate_croissant.py again"
         ) from error
     for url, expected in checksums.items():
@@ -136,7 +145,6 @@ def read_description(json_path: Path) -> dict:
                 f"{path}: changed after {json_path} was written (sha256 {found[:12]}..., expected"
                 f" {expected[:12]}...); run generate_croissant.py again"
             )
-    return description
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -156,7 +164,7 @@ def read_candidates(dataset_dir: Path) -> Candidates:
         The description or the index is missing, invalid or changed, or a label is not 0 or 1.
     """
     json_path = dataset_dir / CROISSANT_NAME
-    read_description(json_path)
+    check_files(json_path)
     columns = ("jid", "image_filename", "x", "y", "label", *FEATURE_COLUMNS)
     table: dict[str, list] = {column: [] for column in columns}
     try:
@@ -164,10 +172,13 @@ def read_candidates(dataset_dir: Path) -> Candidates:
         for record in tqdm(records, desc="records", unit="", disable=None):
             for column, values in table.items():
                 values.append(record[f"{RECORD_SET}/{column}"])
-    except (mlc.ValidationError, mlc.GenerationError, ValueError, LookupError) as error:
-        raise DatasetError(f"{json_path}: mlcroissant cannot read it: {error}") from error
-    texts = {c: np.array([v.decode() for v in table[c]]) for c in ("jid", "image_filename")}
-    numbers = {c: np.array(v, dtype=np.float64) for c, v in table.items() if c not in texts}
+        texts = {c: np.array([v.decode() for v in table[c]]) for c in ("jid", "image_filename")}
+        numbers = {c: np.array(v, dtype=np.float64) for c, v in table.items() if c not in texts}
+    except MLCROISSANT_ERRORS as error:
+        raise DatasetError(
+            f"{json_path}: mlcroissant cannot read its records ({one_line(error)}); run"
+            " generate_croissant.py again"
+        ) from error
     candidates = Candidates(
         jid=texts["jid"],
         image=texts["image_filename"],
@@ -183,9 +194,9 @@ def read_candidates(dataset_dir: Path) -> Candidates:
 def check_candidates(candidates: Candidates, dataset_dir: Path) -> None:
     """Raise DatasetError where the candidates cannot be trained on."""
     if not np.isin(candidates.label, (0, 1)).all():
-        raise DatasetError(f"{dataset_dir}: a label is neither 0 nor 1")
+        raise DatasetError(f"{dataset_dir}: a label in its index is neither 0 nor 1")
     if not (np.isfinite(candidates.x) & np.isfinite(candidates.y)).all():
-        raise DatasetError(f"{dataset_dir}: a candidate has no position")
+        raise DatasetError(f"{dataset_dir}: a candidate in its index has no position")
     real, total = int(candidates.label.sum()), len(candidates.label)
     if real in (0, total):
         raise DatasetError(
@@ -193,26 +204,21 @@ def check_candidates(candidates: Candidates, dataset_dir: Path) -> None:
         )
 
 
-def open_tensors(dataset_dir: Path, names: np.ndarray) -> dict[str, np.ndarray]:
-    """Map every tensor that the candidates name, without reading its pixels.
+def open_tensor(path: Path) -> np.ndarray:
+    """Map a tensor, float32 (H, W, 4), without reading its pixels.
 
     Raises
     ------
     DatasetError
-        A tensor is missing, cut short, outside the folder, or not float32 (H, W, 4).
+        The file is missing or cut short, or is no such tensor.
     """
-    tensors = {}
-    for name in np.unique(names):
-        path = inside(dataset_dir, str(name))
-        try:
-            tensor = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise DatasetError(f"{path}: not a readable tensor: {error}") from error
-        dtype, shape = getattr(tensor, "dtype", None), getattr(tensor, "shape", ())
-        if dtype != np.dtype("<f4") or len(shape) != 3 or shape[2] != len(CHANNEL_NAMES):
-            raise DatasetError(f"{path}: {dtype} {shape}; expected float32 (H, W, 4)")
-        tensors[str(name)] = tensor
-    return tensors
+    try:
+        tensor = np.lib.format.open_memmap(path, mode="r")
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{path}: not a readable tensor: {one_line(error)}") from error
+    if tensor.dtype != np.dtype("<f4") or tensor.shape[2:] != (len(CHANNEL_NAMES),):
+        raise DatasetError(f"{path}: {tensor.dtype} {tensor.shape}; expected float32 (H, W, 4)")
+    return tensor
 
 
 def cut_out(image: np.ndarray, x: float, y: float) -> np.ndarray:
@@ -277,26 +283,32 @@ def scale_features(values: np.ndarray, scaling: FeatureScaling) -> np.ndarray:
     return np.clip(np.nan_to_num(scaled), -FEATURE_LIMIT, FEATURE_LIMIT).astype(np.float32)
 
 
-class CutoutDataset(torch.utils.data.Dataset):
-    """Cutouts, features and labels of a dataset, read from the mapped tensors when asked for.
+class CutoutDataset(Dataset):
+    """Cutouts, features and labels of a dataset; the cutouts are read when they are asked for.
 
     Parameters
     ----------
+    dataset_dir : Path
+        Folder that the image paths of the records are relative to.
     candidates : Candidates
         The records.
-    tensors : dict of str to numpy.ndarray
-        The mapped tensors by their name in the records.
     features : numpy.ndarray
         float32 (N, 10), scaled and finite.
+
+    Raises
+    ------
+    DatasetError
+        A tensor is missing, damaged or outside the folder; later, where a pixel is not in [0, 1].
     """
 
-    def __init__(
-        self, candidates: Candidates, tensors: dict[str, np.ndarray], features: np.ndarray
-    ) -> None:
+    def __init__(self, dataset_dir: Path, candidates: Candidates, features: np.ndarray) -> None:
         self.candidates = candidates
-        self.tensors = tensors
         self.features = torch.from_numpy(features)
         self.labels = torch.from_numpy(candidates.label)
+        self.paths = {name: inside(dataset_dir, name) for name in np.unique(candidates.image)}
+        self.open_tensor = functools.lru_cache(OPEN_TENSORS)(open_tensor)
+        for path in self.paths.values():
+            self.open_tensor(path)
 
     def __len__(self) -> int:
         """Return the number of candidates."""
@@ -304,17 +316,12 @@ class CutoutDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return cutout (4, 64, 64) in [0, 1], features (10,) and label () of one candidate."""
-        name = str(self.candidates.image[index])
-        square = cut_out(self.tensors[name], self.candidates.x[index], self.candidates.y[index])
+        path = self.paths[self.candidates.image[index]]
+        tensor = self.open_tensor(path)
+        square = cut_out(tensor, self.candidates.x[index], self.candidates.y[index])
         if not (square.min() >= 0 and square.max() <= 1):  # NaN fails both
-            raise DatasetError(f"{name}: a pixel is not in [0, 1]; run create_dataset.py again")
+            raise DatasetError(f"{path}: a pixel is not in [0, 1]; run create_dataset.py again")
         return torch.from_numpy(square).permute(2, 0, 1), self.features[index], self.labels[index]
-
-    def batches(self, indices: np.ndarray) -> Iterator[list[torch.Tensor]]:
-        """Yield the candidates of `indices` in batches: cutouts, features and labels."""
-        for start in range(0, len(indices), BATCH_SIZE):
-            samples = [self[i] for i in indices[start : start + BATCH_SIZE]]
-            yield [torch.stack(column) for column in zip(*samples, strict=True)]
 
 
 class RealBogusNetwork(nn.Module):
@@ -374,7 +381,7 @@ def split_jobs(candidates: Candidates, seed: int) -> tuple[np.ndarray, np.ndarra
 
 
 def augment(cutouts: torch.Tensor) -> torch.Tensor:
-    """Turn each cutout, (N, 4, 64, 64), by one of the eight flips and rotations, at random."""
+    """Bring each cutout, (N, 4, 64, 64), into one of its eight orientations, at random."""
     turned = torch.empty_like(cutouts)
     choice = torch.randint(8, (len(cutouts),))
     for k in range(8):
@@ -385,27 +392,31 @@ def augment(cutouts: torch.Tensor) -> torch.Tensor:
 
 def train_epoch(
     network: nn.Module,
-    batches: Iterator[list[torch.Tensor]],
+    batches: Iterable[list[torch.Tensor]],
     loss_function: nn.Module,
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
 ) -> float:
-    """Train on each batch once and return the mean loss."""
+    """Train on each batch once and return the mean loss of a candidate."""
     network.train()
-    losses = []
+    total, count = 0.0, 0
     for cutouts, features, labels in batches:
         optimizer.zero_grad(set_to_none=True)
         loss = loss_function(network(augment(cutouts), features), labels)
         loss.backward()
         optimizer.step()
         schedule.step()
-        losses.append(loss.item())
-    return float(np.mean(losses))
+        total += loss.item() * len(labels)
+        count += len(labels)
+    return total / count
 
 
 @torch.inference_mode()
-def predict(network: nn.Module, batches: Iterator[list[torch.Tensor]]) -> np.ndarray:
-    """Return the real-bogus scores of the batches' candidates, float32 (N,), in [0, 1]."""
+def predict(network: nn.Module, batches: Iterable[list[torch.Tensor]]) -> np.ndarray:
+    """Return the real-bogus scores of the batches' candidates, float32 (N,), in [0, 1].
+
+    They rank; they are no probabilities, because training weighs both classes the same.
+    """
     network.eval()
     logits = [network(cutouts, features) for cutouts, features, _ in batches]
     return torch.sigmoid(torch.cat(logits)).numpy()
@@ -441,34 +452,63 @@ def rank_scores(labels: np.ndarray, scores: np.ndarray) -> Scores:
 
 
 def train(
-    dataset: CutoutDataset, train_side: np.ndarray, validation_side: np.ndarray, epochs: int
+    dataset: CutoutDataset,
+    train_side: np.ndarray,
+    validation_side: np.ndarray,
+    epochs: int,
+    seed: int,
 ) -> Scores:
     """Train a network on one side, log a line an epoch, and return its scores on the other.
 
     The last epoch is the one that is judged: to pick the best one by the validation jobs would
     flatter the network on those jobs.
     """
+    torch.manual_seed(seed)
+    shuffled = DataLoader(Subset(dataset, train_side), BATCH_SIZE, shuffle=True)
+    held_out = DataLoader(Subset(dataset, validation_side), BATCH_SIZE)
     labels = dataset.candidates.label
     network = RealBogusNetwork(dataset.features.shape[1])
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=WEIGHT_DECAY)
-    steps = -(-len(train_side) // BATCH_SIZE)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, epochs * steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, LEARNING_RATE, epochs=epochs, steps_per_epoch=len(shuffled)
+    )
     real = labels[train_side].sum()
     loss_function = nn.BCEWithLogitsLoss(
         pos_weight=torch.tensor((len(train_side) - real) / real)  # both classes weigh the same
     )
-    rng = np.random.default_rng(torch.initial_seed())
     for epoch in range(1, epochs + 1):
-        batches = dataset.batches(rng.permutation(train_side))
-        bar = tqdm(batches, f"epoch {epoch}", steps, leave=False, unit="batch", disable=None)
+        bar = tqdm(shuffled, f"epoch {epoch}", leave=False, unit="batch", disable=None)
         loss = train_epoch(network, bar, loss_function, optimizer, schedule)
-        predicted = predict(network, dataset.batches(validation_side))
-        scores = rank_scores(labels[validation_side], predicted)
+        scores = rank_scores(labels[validation_side], predict(network, held_out))
         LOG.info(
-            "epoch %2d/%d  loss %.4f  validation ROC AUC %.4f  average precision %.4f",
-            *(epoch, epochs, loss, scores.roc_auc, scores.average_precision),
+            f"epoch {epoch:2}/{epochs}  loss {loss:.4f}  validation ROC AUC {scores.roc_auc:.4f}"
+            f"  average precision {scores.average_precision:.4f}"
         )
     return scores
+
+
+def report(candidates: Candidates, sides: Sequence[np.ndarray], scores: Scores) -> str:
+    """Return the closing lines: both sides of the split, and three rankings of the second."""
+    lines = []
+    for name, side in zip(("train", "validation"), sides, strict=True):
+        jobs, real = len(np.unique(candidates.jid[side])), int(candidates.label[side].sum())
+        lines.append(
+            f"  {name:<12} {jobs:,} jobs, {len(side):,} candidates, {real:,} real"
+            f" ({real / len(side):.1%})"
+        )
+    labels = candidates.label[sides[1]]
+    flux = candidates.features[sides[1], FEATURE_COLUMNS.index("flux")]
+    rankings = {
+        "network": scores,
+        "ranked by flux": rank_scores(labels, np.nan_to_num(flux, nan=-np.inf)),
+        "chance (base rate)": Scores(0.5, float(labels.mean())),
+    }
+    lines.append(f"  {'on the validation jobs':<24} ROC AUC   average precision")
+    lines += [
+        f"  {name:<24} {ranking.roc_auc:7.3f}   {ranking.average_precision:7.3f}"
+        for name, ranking in rankings.items()
+    ]
+    return "\n".join(lines)
 
 
 def run(dataset_dir: Path, epochs: int, seed: int) -> str:
@@ -480,31 +520,13 @@ def run(dataset_dir: Path, epochs: int, seed: int) -> str:
         The dataset is missing, damaged or cannot be learned from.
     """
     candidates = read_candidates(dataset_dir)
-    tensors = open_tensors(dataset_dir, candidates.image)
-    sides = split_jobs(candidates, seed)
+    train_side, validation_side = split_jobs(candidates, seed)
     values = transform_features(candidates.features)
-    features = scale_features(values, fit_scaling(values[sides[0]]))
-    torch.manual_seed(seed)
+    features = scale_features(values, fit_scaling(values[train_side]))
+    dataset = CutoutDataset(dataset_dir, candidates, features)
     with logging_redirect_tqdm():
-        scores = train(CutoutDataset(candidates, tensors, features), *sides, epochs)
-    labels = candidates.label[sides[1]]
-    flux = candidates.features[sides[1], FEATURE_COLUMNS.index("flux")]
-    by_flux = rank_scores(labels, np.nan_to_num(flux, nan=-np.inf))
-    rows = (
-        ("network", scores),
-        ("ranked by flux", by_flux),
-        ("chance (base rate)", Scores(0.5, float(labels.mean()))),
-    )
-    lines = [str(dataset_dir)]
-    for name, side in zip(("train", "validation"), sides, strict=True):
-        jobs, real = len(np.unique(candidates.jid[side])), int(candidates.label[side].sum())
-        lines.append(
-            f"  {name:<12} {jobs:,} jobs, {len(side):,} candidates, {real:,} real"
-            f" ({real / len(side):.1%})"
-        )
-    lines.append(f"  {'on the validation jobs':<24} ROC AUC   average precision")
-    lines += [f"  {name:<24} {s.roc_auc:7.3f}   {s.average_precision:7.3f}" for name, s in rows]
-    return "\n".join(lines)
+        scores = train(dataset, train_side, validation_side, epochs, seed)
+    return f"{dataset_dir}\n{report(candidates, (train_side, validation_side), scores)}"
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -527,6 +549,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.epochs < 1:
         parser.error("--epochs must be at least 1")
+    if not 0 <= args.seed < 2**63:
+        parser.error("--seed must be at least 0 and below 2**63")
     return args
 
 

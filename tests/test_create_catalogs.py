@@ -69,10 +69,15 @@ def test_finder_rows_are_taken_in_order_where_psfcat_has_no_id(tmp_path):
 @pytest.mark.parametrize(
     ("psfcat", "finder", "message"),
     [
-        ("id,match\n1,-1\n2,-1\n", "id x y\n1 1 1\n3 1 1\n", "2 ids stand in one of them only"),
+        (
+            "id,match\n1,-1\n2,-1\n",
+            "id x y\n1 1 1\n3 1 1\n",
+            "2 ids occur in only one of them, such as 2,",
+        ),
         ("id,match\n1,-1\n", "id x y\n1 1 1\n2 1 1\n", "do not match one to one"),
-        ("id,match\n1,-1\n,-1\n", "id x y\n1 1 1\n2 1 1\n", "do not match one to one"),
-        ("id,match\n1,-1\n2,-1\n", "id x y\n2 1 1\n2 1 1\n", "finder.txt: id 2 stands more than"),
+        ("id,match\n1,-1\n,-1\n", "id x y\n1 1 1\n2 1 1\n", "and 1 ids are empty"),
+        ("id,match\n1,-1\n2,-1\n", "id x y\n1 1 1\n2 1\n", "rows of different length"),
+        ("id,match\n1,-1\n2,-1\n", "id x y\n2 1 1\n2 1 1\n", "finder.txt: id 2 occurs more than"),
         ("match\n-1\n", "id x y\n1 1 1\n2 1 1\n", r"\(1 rows\).*\(2 rows\) cannot be joined"),
         ("id,match\n1,-1\n", "x y\n1 1\n", "both need the column id"),
     ],
@@ -99,8 +104,10 @@ def test_aliases_are_taken_in_order_of_preference(tmp_path, header, expected):
     assert read[["x", "y"]].to_numpy().tolist() == [[expected, expected + 10]]
 
 
-def test_n_pixels_is_npix(tmp_path):
-    assert read_text(tmp_path, "x,y,match,n_pixels\n1,1,-1,25\n")["npix"].tolist() == [25]
+@pytest.mark.parametrize(("header", "expected"), [("n_pixels,other", 25), ("n_pixels,npix", 9)])
+def test_n_pixels_is_npix_where_there_is_no_npix(tmp_path, header, expected):
+    read = read_text(tmp_path, f"x,y,match,{header}\n1,1,-1,25,9\n")
+    assert read["npix"].tolist() == [expected]
 
 
 @pytest.mark.parametrize(
@@ -111,9 +118,10 @@ def test_n_pixels_is_npix(tmp_path):
         "\n\nid,x,y,match\n\n1,2,3,-1\n\n",
         " id , x,y ,match \n 1, 2 ,3 ,-1\n",
         "id,x,y,match,field\n1,2,3,-1,Ori\xf3n\n",
-        "id,x,y,match,match.1\n1,2,3,-1,text\n",
+        "id,x,y,match,comment\n1,2,3,-1,text\n",
+        "id,x,y,match,x ,match\n1,2,3,-1,9,9\n",
     ],
-    ids=["BOM", "CRLF", "blank lines", "spaces", "Latin-1 bytes", "another column"],
+    ids=["BOM", "CRLF", "blank lines", "spaces", "Latin-1 bytes", "another column", "twice"],
 )
 def test_harmless_variants_of_a_catalog_are_read(tmp_path, text):
     read = read_text(tmp_path, text)
@@ -125,12 +133,12 @@ def test_harmless_variants_of_a_catalog_are_read(tmp_path, text):
     [
         ("", "not a readable catalog"),
         ("id,x,y\n1,2,3\n", "no column match"),
-        ("id,x,y,match\n1,2,3,\n2,2,3,-1\n", "match is empty in 1 of 2 rows"),
-        ("id,x,y,match\n1,2,3,inf\n", "match is empty in 1 of 1 rows"),
+        ("id,x,y,match\n1,2,3,\n2,2,3,-1\n", "match is empty or infinite in 1 of 2 rows"),
+        ("id,x,y,match\n1,2,3,inf\n", "match is empty or infinite in 1 of 1 rows"),
         ("id,x,y,match\n1,2,3,-1\n2,2,3,no\n", "'match' holds 'no' in row 2"),
         ("id,x,y,match\n1,2,3,True\n", "'match' holds 'True' in row 1; a number"),
         ("id,x,y,match,flux\n1,2,3,-1,bright\n", "'flux' holds 'bright' in row 1"),
-        ("id,x,y,match\n1,2,3,-1\n1,2,3,-1\n", "psfcat.csv: id 1 stands more than once"),
+        ("id,x,y,match\n1,2,3,-1\n1,2,3,-1\n", "psfcat.csv: id 1 occurs more than once"),
         ("id,x,y,match\n1,2,3,-1,5\n", "not a readable catalog"),
         ("id,y,match\n1,2,-1\n", r"no column x \(nor x, xcentroid, x_centroid, x_fit\)"),
         ("id,x,match\n1,2,-1\n", "no column y"),

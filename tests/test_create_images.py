@@ -82,11 +82,17 @@ def test_images_without_a_range_are_refused(pixels, message):
         create_dataset.zscale_limits(pixels)
 
 
-def test_limits_closer_than_float32_can_tell_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(create_dataset, "zscale_limits", lambda pixels: (0.0, 1e-60))
-    images = dict.fromkeys(STEMS, np.zeros((9, 9), np.float32))
-    with pytest.raises(DatasetError, match=r"jid001.*too small a range"):
-        tensor_of(write_job(tmp_path, images=images))
+@pytest.mark.parametrize("distance", [1e-60, 6e38])
+def test_limits_that_float32_cannot_tell_apart_or_span_are_refused(monkeypatch, distance):
+    monkeypatch.setattr(ZScaleInterval, "get_limits", lambda self, values: (0.0, distance))
+    with pytest.raises(DatasetError, match="cannot be scaled in float32"):
+        create_dataset.zscale_limits(np.zeros((9, 9), np.float32))
+
+
+def test_a_tensor_is_checked_before_it_is_returned(tmp_path, monkeypatch):
+    monkeypatch.setattr(create_dataset, "normalise", lambda pixels, *limits: pixels * np.nan)
+    with pytest.raises(DatasetError, match=r"jid001: the tensor is not in \[0, 1\]"):
+        tensor_of(write_job(tmp_path))
 
 
 def test_shapes_that_differ_are_refused(tmp_path):

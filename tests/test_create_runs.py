@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from astropy.io import fits
 from conftest import STEMS, make_catalog, make_images, write_job, write_two_tables
 
 import create_dataset
@@ -68,6 +69,7 @@ def test_jobs_are_in_natural_order_and_candidates_in_catalog_order(tmp_path):
     for jid in ("jid10", "jid2", "jid1"):
         write_job(tmp_path / "raw", jid, catalog=make_catalog(3).iloc[[2, 0, 1]])
     write_job(tmp_path / "raw", "other")
+    write_job(tmp_path / "raw" / "jid2", "jid4")  # not directly under the input folder
     (tmp_path / "raw" / "jid3").touch()
     assert run(tmp_path / "raw", tmp_path / "out") == 0
     index = pd.read_csv(tmp_path / "out" / "master_index.csv")
@@ -129,6 +131,26 @@ def test_a_second_run_redoes_nothing_and_writes_the_same_index(raw, tmp_path, ca
     assert "0 written, 4 up to date" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "spoiled",
+    [
+        np.zeros((72, 80, 4)),
+        np.zeros((72, 80, 3), np.float32),
+        np.zeros((72, 80), np.float32),
+        np.asfortranarray(np.zeros((72, 80, 4), np.float32)),
+        None,
+    ],
+    ids=["float64", "three channels", "flat", "Fortran order", "npz"],
+)
+def test_a_second_run_redoes_what_is_no_tensor_of_the_contract(raw, tmp_path, spoiled):
+    run(raw, tmp_path / "out")
+    before = contents(tmp_path / "out")
+    with (tmp_path / "out" / "images" / "jid001.npy").open("wb") as handle:
+        np.savez(handle, x=1) if spoiled is None else np.save(handle, spoiled)
+    assert run(raw, tmp_path / "out") == 0
+    assert contents(tmp_path / "out") == before
+
+
 def test_a_second_run_redoes_what_is_missing_damaged_or_older_than_its_images(raw, tmp_path):
     run(raw, tmp_path / "out")
     images = tmp_path / "out" / "images"
@@ -163,6 +185,52 @@ def test_overwrite_redoes_every_tensor(raw, tmp_path, capsys):
     assert "4 written" in capsys.readouterr().out
 
 
+def drop_match(job: Path) -> None:
+    make_catalog().drop(columns="match").to_csv(job / "psfcat.csv", index=False)
+
+
+def empty_match(job: Path) -> None:
+    make_catalog().astype(object).assign(match="").to_csv(job / "psfcat.csv", index=False)
+
+
+def text_match(job: Path) -> None:
+    make_catalog().assign(match="none").to_csv(job / "psfcat.csv", index=False)
+
+
+def break_join(job: Path) -> None:
+    write_two_tables(job, make_catalog(), list(range(11)))
+
+
+def change_shape(job: Path) -> None:
+    fits.writeto(job / f"{STEMS[3]}.fits", np.eye(9, dtype="f4"), overwrite=True)
+
+
+UNUSABLE = {
+    drop_match: "psfcat.csv: no column match",
+    empty_match: "psfcat.csv: match is empty or infinite in 12 of 12 rows",
+    text_match: "psfcat.csv: column 'match' holds",
+    break_join: "do not match one to one",
+    change_shape: f"{STEMS[3]}.fits: (9, 9) pixels",
+    lambda job: (job / "psfcat.csv").unlink(): "psfcat.csv: no such file",
+    lambda job: job.rename(job.with_name("jid\n3")): "rename the folder",
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), UNUSABLE.items())
+def test_an_unusable_job_is_left_out_whole_and_named(raw, tmp_path, capsys, damage, message):
+    damage(raw / "jid003")
+    assert run(raw, tmp_path / "out") == 1
+    error = capsys.readouterr().err
+    assert "left out: " in error
+    assert message in error
+    assert set(contents(tmp_path / "out")) == {
+        *(f"images/jid00{n}.npy" for n in (1, 2, 4)),
+        "master_index.csv",
+    }
+    index = pd.read_csv(tmp_path / "out" / "master_index.csv")
+    assert set(index["jid"]) == {"jid001", "jid002", "jid004"}
+
+
 def test_a_job_that_broke_since_loses_its_tensor_and_its_rows(raw, tmp_path):
     run(raw, tmp_path / "out")
     (raw / "jid003" / "psfcat.csv").unlink()
@@ -176,7 +244,7 @@ def test_a_tensor_of_a_job_that_is_gone_is_kept_and_named(raw, tmp_path, capsys)
     shutil.rmtree(raw / "jid003")
     assert run(raw, tmp_path / "out") == 0
     assert (tmp_path / "out" / "images" / "jid003.npy").exists()
-    assert "not in the index: jid003.npy" in capsys.readouterr().err
+    assert "croissant.json will include them: jid003.npy" in capsys.readouterr().err
     assert "jid003" not in (tmp_path / "out" / "master_index.csv").read_text()
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import create_dataset
 import generate_croissant
 from generate_croissant import INDEX_COLUMNS
 
@@ -50,6 +51,27 @@ def test_fields_have_ids_types_and_descriptions(described):
     assert all(len(field["description"]) > 20 for field in fields)
 
 
+@pytest.mark.parametrize(
+    ("column", "words"),
+    [
+        *(("x", "pixels"), ("y", "pixels"), ("flux", "DN/s"), ("peak", "DN/s")),
+        *(("mag", "magnitude"), ("sharpness", "dimensionless"), ("npix", "Number of pixels")),
+        *(("mag", "Empty where the flux is not positive"), ("flags", "Empty where the catalog")),
+        *(("label", "1: real"), ("match", "-1 where there is none")),
+    ],
+)
+def test_descriptions_say_unit_and_missing_value(described, column, words):
+    (record_set,) = described_json(described)["recordSet"]
+    (field,) = [field for field in record_set["field"] if field["name"] == column]
+    assert words in field["description"]
+
+
+def test_it_conforms_to_croissant_1_1(described):
+    description = described_json(described)
+    assert description["conformsTo"] == "http://mlcommons.org/croissant/1.1"
+    assert description["@context"]["isArray"] == "cr:isArray"
+
+
 def test_index_and_tensors_are_described(described):
     index, tensors = described_json(described)["distribution"]
     digest = hashlib.sha256((described / "master_index.csv").read_bytes()).hexdigest()
@@ -57,6 +79,8 @@ def test_index_and_tensors_are_described(described):
         *("cr:FileObject", "master_index.csv", digest),
     )
     assert (tensors["@type"], tensors["includes"]) == ("cr:FileSet", "images/*.npy")
+    formats = index["encodingFormat"], tensors["encodingFormat"]
+    assert formats == ("text/csv", "application/x-numpy")
 
 
 def test_tensor_shape_comes_from_the_headers(described):
@@ -150,6 +174,19 @@ BAD_DATASETS = {
         lambda d: edit(d, "jid001", "../jid") or edit(d, "images/jid001", "images/../jid"),
         "expected images/<jid>.npy",
     ),
+    "rows too long": (
+        lambda d: edit(d, "images/jid001.npy", "images/jid001.npy,9"),
+        "not a readable CSV file",
+    ),
+    "key twice": (lambda d: set_cell(d, "id", 1.0), "id 1 of job 'jid001' occurs more than once"),
+    "tensor in Fortran order": (
+        lambda d: np.save(tensor(d), np.asfortranarray(np.zeros((72, 80, 4), "f4"))),
+        "jid002.npy: Fortran order",
+    ),
+    "tensor of no candidate": (
+        lambda d: np.save(d / "images" / "jid009.npy", np.zeros(3)),
+        "jid009.npy: float64 (3,)",
+    ),
     "tensor missing": (lambda d: tensor(d).unlink(), "jid002.npy: no such tensor"),
     "tensor truncated": (
         lambda d: tensor(d).write_bytes(tensor(d).read_bytes()[:-1]),
@@ -211,7 +248,7 @@ def test_a_description_that_mlcroissant_refuses_is_not_kept(dataset, capsys, mon
 def test_tensors_that_no_row_names_are_counted(dataset, capsys):
     np.save(dataset / "images" / "jid009.npy", np.zeros((72, 80, 4), np.float32))
     assert run(dataset) == 0
-    assert "1 tensors of no candidate" in capsys.readouterr().err
+    assert "1 tensors have no candidate in the index" in capsys.readouterr().err
 
 
 def test_an_output_that_is_a_folder(dataset, capsys):
@@ -225,3 +262,29 @@ def test_an_output_elsewhere_than_beside_the_index_is_wrong_usage(dataset, tmp_p
     with pytest.raises(SystemExit, match="2"):
         generate_croissant.main(arguments)
     assert "beside the index" in capsys.readouterr().err
+
+
+def test_the_index_is_never_overwritten(dataset, capsys):
+    before = (dataset / "master_index.csv").read_bytes()
+    csv_path = str(dataset / "master_index.csv")
+    with pytest.raises(SystemExit, match="2"):
+        generate_croissant.main(["-c", csv_path, "-o", csv_path])
+    assert "must be named *.json" in capsys.readouterr().err
+    assert (dataset / "master_index.csv").read_bytes() == before
+
+
+def test_a_job_without_candidates_is_a_job(raw, tmp_path):
+    (raw / "jid004" / "psfcat.csv").write_text("id,x,y,match\n")
+    create_dataset.main(["-i", str(raw), "-o", str(tmp_path / "out")])
+    assert run(tmp_path / "out") == 0
+    assert "4 image-differencing jobs" in described_json(tmp_path / "out")["description"]
+
+
+def test_ctrl_c_is_130_and_leaves_nothing(dataset, capsys, monkeypatch):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(generate_croissant, "check_reload", interrupt)
+    assert run(dataset) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert sorted(path.name for path in dataset.iterdir()) == ["images", "master_index.csv"]

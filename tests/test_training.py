@@ -161,9 +161,8 @@ def test_positions_and_truth_are_never_features():
 
 def test_dataset_gives_cutout_features_and_label(described):
     candidates = training.read_candidates(described)
-    tensors = training.open_tensors(described, candidates.image)
     features = np.ones((len(candidates.label), 10), np.float32)
-    dataset = training.CutoutDataset(candidates, tensors, features)
+    dataset = training.CutoutDataset(described, candidates, features)
     square, row, label = dataset[15]
     expected = training.cut_out(
         np.load(described / "images" / "jid002.npy"), candidates.x[15], candidates.y[15]
@@ -252,15 +251,15 @@ BAD_DATASETS = {
     "no resources": (lambda d: (d / "croissant.json").write_text("{}"), "not a Croissant"),
     "no record set": (
         lambda d: edit_json(d, lambda description: description.pop("recordSet")),
-        "mlcroissant cannot read it: did not find any record set",
+        "mlcroissant cannot read its records (ValueError: did not find any record set",
     ),
     "a column is not described": (
         lambda d: edit_json(d, lambda description: description["recordSet"][0]["field"].pop(9)),
-        "mlcroissant cannot read it: 'transient_candidates/flux'",
+        "mlcroissant cannot read its records (KeyError: 'transient_candidates/flux')",
     ),
     "not valid": (
         lambda d: edit_json(d, lambda description: description["distribution"][0].pop("@id")),
-        "mlcroissant cannot read it",
+        "mlcroissant cannot read its records",
     ),
     "index changed": (
         lambda d: (d / "master_index.csv").open("a").write("\n"),
