@@ -1,6 +1,9 @@
 """Small job folders like RAPID's, written afresh for each test."""
 
+import os
 from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as test_croissant_dataset.py does, and why
 
 import numpy as np
 import pandas as pd

@@ -1,6 +1,8 @@
 """test_croissant_dataset.py: cutouts, features, splits, metrics, training, and what it refuses."""
 
+import hashlib
 import json
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -171,6 +173,90 @@ def test_dataset_gives_cutout_features_and_label(described):
     assert (row.tolist(), label.item(), len(dataset)) == ([1.0] * 10, 1.0, 48)
 
 
+def test_more_tensors_than_file_descriptors_can_be_mapped(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    candidates = make_candidates({f"jid{n}": [0] for n in range(300)})
+    (tmp_path / "images").mkdir()
+    for name in candidates.image:
+        np.save(tmp_path / name, np.zeros((4, 4, 4), np.float32))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
+    try:
+        dataset = training.CutoutDataset(tmp_path, candidates, np.zeros((300, 10), np.float32))
+        assert sum(len(dataset[index]) for index in range(300)) == 900
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.fixture
+def numbered(described) -> training.CutoutDataset:
+    """Return a dataset whose features are the number of the candidate."""
+    numbers = np.repeat(np.arange(48, dtype=np.float32)[:, None], 10, axis=1)
+    return training.CutoutDataset(described, training.read_candidates(described), numbers)
+
+
+def test_training_sees_the_training_side_alone_and_judging_the_other(numbered, monkeypatch):
+    train_side, validation_side = training.split_jobs(numbered.candidates, seed=3)
+    seen: dict[str, list[int]] = {"trained": [], "judged": []}
+
+    def train_epoch(network, batches, *others):
+        seen["trained"] += [int(number) for _, numbers, _ in batches for number in numbers[:, 0]]
+        return 0.0
+
+    def predict(network, batches):
+        seen["judged"] += [int(number) for _, numbers, _ in batches for number in numbers[:, 0]]
+        return np.zeros(len(validation_side))
+
+    monkeypatch.setattr(training, "train_epoch", train_epoch)
+    monkeypatch.setattr(training, "predict", predict)
+    training.train(numbered, train_side, validation_side, epochs=1, seed=3)
+    assert seen["trained"] != sorted(seen["trained"])
+    assert sorted(seen["trained"]) == train_side.tolist()
+    assert seen["judged"] == validation_side.tolist()
+
+
+def test_features_are_scaled_by_the_training_side_alone(described, monkeypatch):
+    candidates = training.read_candidates(described)
+    train_side, _ = training.split_jobs(candidates, seed=3)
+    fitted = []
+    fit_scaling = training.fit_scaling
+    monkeypatch.setattr(
+        training, "fit_scaling", lambda values: fitted.append(values) or fit_scaling(values)
+    )
+    assert run(described, "--seed", "3") == 0
+    expected = training.transform_features(candidates.features)[train_side]
+    np.testing.assert_array_equal(fitted[0], expected)
+
+
+def test_both_classes_weigh_the_same_and_cutouts_are_augmented(described, monkeypatch):
+    weights, augmented = [], []
+    loss_function, augment = torch.nn.BCEWithLogitsLoss, training.augment
+    monkeypatch.setattr(
+        torch.nn,
+        "BCEWithLogitsLoss",
+        lambda pos_weight: (
+            weights.append(pos_weight.item()) or loss_function(pos_weight=pos_weight)
+        ),
+    )
+    monkeypatch.setattr(
+        training, "augment", lambda cutouts: augmented.append(len(cutouts)) or augment(cutouts)
+    )
+    assert run(described) == 0
+    assert weights == [27 / 9]
+    assert sum(augmented) == 36
+
+
+def test_a_score_does_not_depend_on_the_rest_of_its_batch():
+    torch.manual_seed(0)
+    network = training.RealBogusNetwork(10)
+    cutouts, features = torch.rand(6, 4, 64, 64), torch.rand(6, 10)
+    together = training.predict(network, [(cutouts, features, None)])
+    alone = training.predict(
+        network, [(cutouts[n : n + 1], features[n : n + 1], None) for n in range(6)]
+    )
+    np.testing.assert_allclose(together, alone, rtol=1e-4)
+    assert ((together > 0) & (together < 1)).all()
+
+
 def run(dataset: Path, *options: str) -> int:
     return training.main(["-d", str(dataset), "--epochs", "1", *options])
 
@@ -217,6 +303,25 @@ def test_the_network_learns_what_can_only_be_seen_in_the_pixels(described, capsy
     assert network > flux + 0.2
 
 
+def test_the_network_learns_what_can_only_be_seen_in_the_features(described, capsys):
+    label = pd.read_csv(described / "master_index.csv")["label"]
+    rewrite_index(described, sharpness=0.2 + 0.5 * label)
+    capsys.readouterr()
+    assert training.main(["-d", str(described), "--epochs", "40"]) == 0
+    network = float(capsys.readouterr().out.splitlines()[-3].split()[-1])
+    assert network > 0.9
+
+
+def test_ranking_by_flux_is_reported(described, capsys):
+    label = pd.read_csv(described / "master_index.csv")["label"]
+    rewrite_index(described, flux=label * 10 - 5.0)
+    capsys.readouterr()
+    assert run(described) == 0
+    assert capsys.readouterr().out.splitlines()[-2].split() == [
+        *("ranked", "by", "flux", "1.000", "1.000")
+    ]
+
+
 def edit_json(dataset: Path, change) -> None:
     path = dataset / "croissant.json"
     description = json.loads(path.read_text())
@@ -236,6 +341,16 @@ def point_index_at(url: str):
         description["distribution"][0]["contentUrl"] = url
 
     return lambda dataset: edit_json(dataset, change)
+
+
+def change_index_behind_the_checks(dataset: Path, column: str, value: object) -> None:
+    """Change a cell of the index and its checksum, past what generate_croissant.py would refuse."""
+    csv_path = dataset / "master_index.csv"
+    index = pd.read_csv(csv_path)
+    index.loc[3, column] = value
+    index.to_csv(csv_path, index=False)
+    digest = hashlib.sha256(csv_path.read_bytes()).hexdigest()
+    edit_json(dataset, lambda description: description["distribution"][0].update(sha256=digest))
 
 
 def spoil_tensor(dataset: Path, value: float) -> None:
@@ -280,6 +395,29 @@ BAD_DATASETS = {
     ),
     "tensor with NaN": (lambda d: spoil_tensor(d, np.nan), "images/jid002.npy: a pixel is not in"),
     "tensor above 1": (lambda d: spoil_tensor(d, 1.5), "images/jid002.npy: a pixel is not in"),
+    "checksum no text": (
+        lambda d: edit_json(d, lambda text: text["distribution"][0].update(sha256=None)),
+        "master_index.csv: changed after",
+    ),
+    "path no text": (
+        lambda d: edit_json(d, lambda text: text["distribution"][0].update(contentUrl=None)),
+        "None: no such file",
+    ),
+    "field without a name": (
+        lambda d: edit_json(d, lambda text: text["recordSet"][0]["field"][0].update({"@id": None})),
+        "mlcroissant cannot read its records",
+    ),
+    "no version": (
+        lambda d: edit_json(d, lambda text: text.update(conformsTo={})),
+        "mlcroissant cannot read its records",
+    ),
+    "label 2": (lambda d: change_index_behind_the_checks(d, "label", 2), "neither 0 nor 1"),
+    "no position": (lambda d: change_index_behind_the_checks(d, "x", np.nan), "has no position"),
+    "no job": (lambda d: change_index_behind_the_checks(d, "jid", None), "cannot read its records"),
+    "tensor elsewhere": (
+        lambda d: change_index_behind_the_checks(d, "image_filename", "../jid001.npy"),
+        "../jid001.npy: leads out of",
+    ),
     "only bogus": (lambda d: rewrite_index(d, label=0, match=-1.0), "0 of 48 candidates are real"),
     "only real": (lambda d: rewrite_index(d, label=1, match=5.0), "48 of 48 candidates are real"),
 }
@@ -306,7 +444,15 @@ def test_ctrl_c_is_130(described, capsys, monkeypatch):
     assert "interrupted" in capsys.readouterr().err
 
 
-def test_no_epochs_is_wrong_usage(described, capsys):
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (("--epochs", "0"), "--epochs must be at least 1"),
+        (("--seed", "-1"), "--seed must be at least 0"),
+        (("--seed", "9" * 20), "--seed must be at least 0 and below"),
+    ],
+)
+def test_numbers_out_of_range_are_wrong_usage(described, capsys, option, message):
     with pytest.raises(SystemExit, match="2"):
-        run(described, "--epochs", "0")
-    assert "--epochs must be at least 1" in capsys.readouterr().err
+        run(described, *option)
+    assert message in capsys.readouterr().err
