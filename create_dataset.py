@@ -35,10 +35,11 @@ import os
 import re
 import sys
 import time
+import tokenize
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,6 +77,7 @@ ALIASES = {  # names of a column in the catalogs, in order of preference, where 
 }
 FIT_COLUMNS = {"x": "x_fit", "y": "y_fit"}  # stand in where the finder has no position either
 NO_MATCH = -1  # `match` of a candidate with no source within the match radius
+NPY_ERRORS = (OSError, ValueError, OverflowError, SyntaxError, tokenize.TokenError)
 
 LOG = logging.getLogger("create_dataset")
 
@@ -145,9 +147,9 @@ def read_image(path: Path) -> np.ndarray:
         with warnings.catch_warnings(), np.errstate(over="ignore"):  # beyond float32: masked
             warnings.simplefilter("ignore", AstropyUserWarning)
             warnings.filterwarnings("error", "File may have been truncated")
-            with fits.open(source) as hdus:
+            with fits.open(source, uint=False) as hdus:  # uint=True would ignore BLANK
                 for hdu in hdus:
-                    if hdu.is_image and len(hdu.shape) == 2:
+                    if hdu.is_image and len(hdu.shape) == 2 and all(hdu.shape):
                         return np.array(hdu.data, dtype=np.float32)
     except Exception as error:  # what astropy raises on damaged tiles has no public name
         raise DatasetError(f"{path}: not a readable FITS image: {one_line(error)}") from error
@@ -238,7 +240,8 @@ def read_table(path: Path, separator: str = ",") -> pd.DataFrame:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header
             table = pd.read_csv(
-                path,
+                # From bytes: pandas would take a Ctrl-C while it reads a file for a damaged file.
+                io.BytesIO(path.read_bytes()),
                 sep=separator,
                 encoding="utf-8-sig",
                 encoding_errors="replace",  # known columns are ASCII; others may be Latin-1
@@ -247,15 +250,20 @@ def read_table(path: Path, separator: str = ",") -> pd.DataFrame:
             )
     except FileNotFoundError as error:
         raise DatasetError(f"{path}: no such file") from error
-    except (OSError, ValueError, pd.errors.ParserWarning) as error:
+    except pd.errors.ParserWarning as error:
+        raise DatasetError(f"{path}: the rows are longer than the header") from error
+    except (OSError, ValueError) as error:
         raise DatasetError(f"{path}: not a readable catalog: {one_line(error)}") from error
-    table.columns = table.columns.astype(str).str.strip()
-    table = table.loc[:, ~table.columns.duplicated()]
+    table.columns = header = [str(name).strip() for name in table.columns]
     found = {}
     for column in (*CATALOG_COLUMNS, *FIT_COLUMNS.values()):
-        names = [name for name in ALIASES.get(column, (column,)) if name in table]
+        names = [name for name in ALIASES.get(column, (column,)) if name in header]
+        if names and (header.count(names[0]) > 1 or f"{names[0]}.1" in header):  # pandas adds .1
+            raise DatasetError(f"{path}: column {names[0]} occurs more than once")
         if names:
             found[column] = to_float(table[names[0]], path)
+    if not found:
+        raise DatasetError(f"{path}: the header has no column of a catalog: {header}"[:300])
     return pd.DataFrame(found, table.index)
 
 
@@ -299,7 +307,7 @@ def join_finder(catalog: pd.DataFrame, finder: pd.DataFrame, job_dir: Path) -> p
     if alone or empty:
         raise DatasetError(
             f"{both} do not match one to one: {len(alone)} ids occur in only one of them, such as"
-            f" {min(alone, default=np.nan):g}, and {empty} ids are empty"
+            f" {min(alone, default=np.nan):.17g}, and {empty} ids are empty"
         )
     return catalog.merge(finder[["id", *added]], on="id", how="left", validate="one_to_one")
 
@@ -309,7 +317,7 @@ def check_unique(ids: pd.Series, path: Path) -> None:
     twice = ids[ids.duplicated() & ids.notna()]
     if len(twice):
         raise DatasetError(
-            f"{path}: id {twice.iloc[0]:g} occurs more than once; ids must be unique"
+            f"{path}: id {twice.iloc[0]:.17g} occurs more than once; ids must be unique"
         )
 
 
@@ -395,14 +403,15 @@ def index_rows(
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` that takes its name once it is written whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{os.getpid()}.tmp")
     try:
         yield temporary
         temporary.replace(path)
     except OSError as error:
         raise DatasetError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # on a disk that is read-only there is nothing to remove
+            temporary.unlink()
 
 
 def write_tensor(tensor: np.ndarray, path: Path) -> int:
@@ -422,7 +431,7 @@ def current_shape(tensor_path: Path, image_paths: Iterable[Path]) -> tuple[int, 
     try:
         tensor = np.lib.format.open_memmap(tensor_path, mode="r")
         stat = tensor_path.stat()
-    except (OSError, ValueError):
+    except NPY_ERRORS:
         return None
     whole = (
         tensor.dtype == np.dtype("<f4")
@@ -444,8 +453,8 @@ def process_job(job_dir: Path, images_dir: Path, overwrite: bool) -> JobResult:
     tensor_path = images_dir / f"{jid}.npy"
     tensor = None
     try:
-        if not jid.isprintable():
-            raise DatasetError(f"{job_dir}: the name cannot stand in a CSV file; rename the folder")
+        if not jid.isprintable() or "\\" in jid:
+            raise DatasetError("such a name cannot stand in the index; rename the folder")
         paths = [find_image(job_dir, stem) for stem in CHANNELS.values()]
         catalog = read_catalog(job_dir)
         shape = None if overwrite else current_shape(tensor_path, paths)
@@ -476,7 +485,8 @@ def write_index(results: Iterable[JobResult], index_path: Path) -> tuple[Counter
             for result in results:
                 counts += result.counts
                 if result.rows is None:
-                    LOG.error("%s left out: %s", result.jid, result.reason)
+                    jid = result.jid if result.jid.isprintable() else ascii(result.jid)
+                    LOG.error("%s left out: %s", jid, result.reason)
                     continue
                 used.append(result.jid)
                 result.rows.to_csv(handle, header=False, index=False, lineterminator="\n")
@@ -577,14 +587,14 @@ def main(argv: list[str] | None = None) -> int:
     start = time.monotonic()
     try:
         counts = build_dataset(args.input_dir, args.output_dir, args.overwrite)
-    except DatasetError as error:
+        warn_of_gaps(counts)
+        print(summary(counts, args.output_dir, time.monotonic() - start), flush=True)
+    except (DatasetError, OSError) as error:
         LOG.error("%s", error)
         return 1
     except KeyboardInterrupt:
         LOG.error("interrupted: finished tensors are kept; the same command goes on from there")
         return 130
-    warn_of_gaps(counts)
-    print(summary(counts, args.output_dir, time.monotonic() - start))
     return 1 if counts["jobs left out"] else 0
 
 

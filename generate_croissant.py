@@ -24,13 +24,15 @@ stderr); 2 wrong usage; 130 interrupted by Ctrl-C.
 
 import argparse
 import hashlib
+import io
 import json
 import logging
 import os
 import sys
+import tokenize
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -100,6 +102,7 @@ FIELDS = {  # column of the index: its type and what it means, in the order of t
 INDEX_COLUMNS = tuple(FIELDS)
 TEXT_COLUMNS = ("jid", "image_filename")
 REQUIRED_COLUMNS = ("jid", "x", "y", "match", "label", "image_filename")  # no cell may be empty
+NPY_ERRORS = (OSError, ValueError, OverflowError, SyntaxError, tokenize.TokenError)
 CONTEXT_1_1 = {  # terms of Croissant 1.1 that mlcroissant 1.1.1 leaves out of the context it writes
     "annotation": "cr:annotation",
     "arrayShape": "cr:arrayShape",
@@ -125,7 +128,8 @@ class DatasetError(Exception):
 class DatasetFacts:
     """What the description says about the dataset, all of it counted."""
 
-    jobs: int
+    jobs: int  # with candidates
+    tensors: int
     candidates: int
     real: int
     shape: tuple[int, int]  # height and width, pixels; -1 where the images differ
@@ -154,8 +158,10 @@ def read_index(csv_path: Path) -> pd.DataFrame:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header
-            index = pd.read_csv(csv_path, encoding="utf-8", low_memory=False, index_col=False)
-    except (OSError, ValueError, pd.errors.ParserWarning) as error:
+            # From bytes: pandas would take a Ctrl-C while it reads the file for a damaged file.
+            source = io.BytesIO(csv_path.read_bytes())
+            index = pd.read_csv(source, encoding="utf-8", low_memory=False, index_col=False)
+    except (ValueError, pd.errors.ParserWarning) as error:
         raise DatasetError(f"not a readable CSV file: {one_line(error)}") from error
     if tuple(index.columns) != INDEX_COLUMNS:
         raise DatasetError(describe_columns(tuple(index.columns)))
@@ -206,7 +212,7 @@ def check_consistency(index: pd.DataFrame) -> None:
         row = index[wrong].iloc[0]
         raise DatasetError(
             f"{wrong.sum()} labels contradict match; the first: label {row['label']}, match"
-            f" {row['match']:g} (job {row['jid']}, id {row['id']:g})"
+            f" {row['match']:g} (job {row['jid']}, id {row['id']:.17g})"
         )
     wrong = index["image_filename"] != IMAGES_DIR + "/" + index["jid"] + ".npy"
     wrong |= index["jid"].str.contains(r"[/\\]")
@@ -219,7 +225,7 @@ def check_consistency(index: pd.DataFrame) -> None:
     twice = index.duplicated(["jid", "id"]) & index["id"].notna()
     if twice.any():
         row = index[twice].iloc[0]
-        raise DatasetError(f"id {row['id']:g} of job '{row['jid']}' occurs more than once")
+        raise DatasetError(f"id {row['id']:.17g} of job '{row['jid']}' occurs more than once")
 
 
 def tensor_shape(path: Path) -> tuple[int, int]:
@@ -234,7 +240,7 @@ def tensor_shape(path: Path) -> tuple[int, int]:
         tensor = np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError as error:
         raise DatasetError(f"{path}: no such tensor, but {INDEX_NAME} names it") from error
-    except (OSError, ValueError) as error:
+    except NPY_ERRORS as error:
         raise DatasetError(f"{path}: not a whole .npy file: {one_line(error)}") from error
     channels = len(CHANNEL_NAMES)
     if tensor.dtype != np.dtype("<f4") or tensor.shape[2:] != (channels,):
@@ -243,6 +249,8 @@ def tensor_shape(path: Path) -> tuple[int, int]:
         )
     if not tensor.flags.c_contiguous:
         raise DatasetError(f"{path}: Fortran order; expected C order")
+    if path.stat().st_size != tensor.offset + tensor.nbytes:
+        raise DatasetError(f"{path}: longer than its header says; run create_dataset.py again")
     return tensor.shape[:2]
 
 
@@ -264,7 +272,8 @@ def gather_facts(csv_path: Path) -> tuple[pd.DataFrame, DatasetFacts]:
         )
     heights, widths = ({shape[axis] for shape in shapes} for axis in (0, 1))
     return index, DatasetFacts(
-        jobs=len(found),
+        jobs=len(named),
+        tensors=len(found),
         candidates=len(index),
         real=int(index["label"].sum()),
         shape=tuple(sizes.pop() if len(sizes) == 1 else -1 for sizes in (heights, widths)),
@@ -278,9 +287,10 @@ def describe(facts: DatasetFacts) -> str:
     return (
         f"Candidate transients of {facts.jobs:,} image-differencing jobs in the file layout of"
         f" RAPID: {facts.candidates:,} candidates, of which {facts.real:,}"
-        f" ({facts.real / facts.candidates:.1%}) are real and the others bogus detections. Each job"
-        f" has one image tensor {size} with the channels {', '.join(CHANNEL_NAMES)}, each"
-        " ZScale-normalised to [0, 1]; masked pixels have the value of zero flux."
+        f" ({facts.real / facts.candidates:.1%}) are real and the others bogus detections."
+        f" {facts.tensors:,} image tensors {size}, one a job, with the channels"
+        f" {', '.join(CHANNEL_NAMES)}, each ZScale-normalised to [0, 1]; masked pixels have the"
+        " value of zero flux."
     )
 
 
@@ -383,14 +393,15 @@ def check_reload(json_path: Path, index: pd.DataFrame) -> None:
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` that takes its name once it is written whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{os.getpid()}.tmp")
     try:
         yield temporary
         temporary.replace(path)
     except OSError as error:
         raise DatasetError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # on a disk that is read-only there is nothing to remove
+            temporary.unlink()
 
 
 def write_croissant(csv_path: Path, output: Path) -> tuple[DatasetFacts, dict]:
@@ -449,15 +460,15 @@ def main(argv: list[str] | None = None) -> int:
     logging.getLogger("absl").setLevel(logging.ERROR)  # what is not stated is listed below
     try:
         facts, metadata = write_croissant(args.csv_path, args.output)
-    except DatasetError as error:
+    except (DatasetError, OSError) as error:
         LOG.error("%s", error)
         return 1
     except KeyboardInterrupt:
         LOG.error("interrupted: nothing was written")
         return 130
     print(
-        f"{args.output}\n  described    {facts.jobs:,} jobs, {facts.candidates:,} candidates,"
-        f" {facts.real:,} real\n  not stated   "
+        f"{args.output}\n  described    {facts.tensors:,} tensors, {facts.candidates:,}"
+        f" candidates, {facts.real:,} real\n  not stated   "
         + ", ".join(term for term in USER_KNOWS if term not in metadata)
     )
     return 0

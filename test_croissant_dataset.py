@@ -30,13 +30,13 @@ reason is on stderr); 2 wrong usage; 130 interrupted by Ctrl-C.
 import argparse
 import functools
 import hashlib
-import json
 import logging
 import os
 import sys
+import tokenize
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PureWindowsPath
 
 # A thread that waits for another is to sleep, not to spin: on a machine shared with other programs,
 # spinning takes the processor from the thread that is waited for. Only heeded before torch loads.
@@ -64,11 +64,14 @@ EPOCHS = 20
 BATCH_SIZE = 64  # small datasets: about a thousand candidates give twenty steps an epoch
 LEARNING_RATE = 2e-3  # highest rate of the one-cycle schedule
 WEIGHT_DECAY = 1e-2
+DROPOUT = 0.3
 FEATURE_LIMIT = 8.0  # scaled features are clipped here, in interquartile ranges
 SEED = 20260
 OPEN_TENSORS = 64  # mapped at a time: each takes one of the process's file descriptors
+NPY_ERRORS = (OSError, ValueError, OverflowError, SyntaxError, tokenize.TokenError)
 MLCROISSANT_ERRORS = (mlc.ValidationError, mlc.GenerationError)  # besides what Python raises
-MLCROISSANT_ERRORS += (ValueError, LookupError, TypeError, AttributeError, RecursionError)
+MLCROISSANT_ERRORS += (ValueError, LookupError, TypeError, AttributeError, AssertionError)
+MLCROISSANT_ERRORS += (RecursionError,)
 
 LOG = logging.getLogger("test_croissant_dataset")
 
@@ -114,43 +117,46 @@ def one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def check_files(json_path: Path) -> None:
-    """Hold the files that croissant.json describes against their checksums.
+def load_description(json_path: Path) -> mlc.Dataset:
+    """Load croissant.json and hold the files that it describes against their checksums.
 
     Raises
     ------
     DatasetError
-        The description is missing or is none, a file that it describes lies outside its folder, is
-        gone, or was changed after the description was written.
+        The description is missing or invalid; or a file that it describes lies outside its folder
+        (nothing is downloaded), is gone, or was changed after the description was written.
     """
     if not json_path.is_file():
         raise DatasetError(f"{json_path}: no such file; generate_croissant.py writes it")
     try:
-        resources = json.loads(json_path.read_text(encoding="utf-8"))["distribution"]
-        files = [entry for entry in resources if entry["@type"] == "cr:FileObject"]
-        checksums = {str(entry["contentUrl"]): str(entry["sha256"]) for entry in files}
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        dataset = mlc.Dataset(jsonld=json_path)
+        files = [node for node in dataset.metadata.distribution if isinstance(node, mlc.FileObject)]
+    except MLCROISSANT_ERRORS as error:
         raise DatasetError(
-            f"{json_path}: not a Croissant description with checksums ({one_line(error)}); run"
+            f"{json_path}: not a valid Croissant description ({one_line(error)}); run"
             " generate_croissant.py again"
         ) from error
-    for url, expected in checksums.items():
-        path = inside(json_path.parent, url)
+    for node in files:
+        path = inside(json_path.parent, str(node.content_url))
         if not path.is_file():
             raise DatasetError(f"{path}: no such file, but {json_path} describes it")
         with path.open("rb") as handle:
             found = hashlib.file_digest(handle, "sha256").hexdigest()
-        if found != expected:
+        if found != str(node.sha256).lower():
             raise DatasetError(
-                f"{path}: changed after {json_path} was written (sha256 {found[:12]}..., expected"
-                f" {expected[:12]}...); run generate_croissant.py again"
+                f"{path}: changed after {json_path} was written (sha256 is {found}, expected"
+                f" {node.sha256}); run generate_croissant.py again"
             )
+    return dataset
 
 
 def inside(folder: Path, name: str) -> Path:
-    """Return the path of a name relative to the folder; refuse what leads out of it."""
-    parts = PurePosixPath(name).parts
-    if ":" in name or "\\" in name or PurePosixPath(name).is_absolute() or ".." in parts:
+    """Return the path of a name relative to the folder; refuse what leads out of it.
+
+    Read as a Windows path, in which both slashes divide, a name is inside on every system.
+    """
+    path = PureWindowsPath(name)
+    if path.anchor or ".." in path.parts or "://" in name:
         raise DatasetError(f"{name}: leads out of {folder}; a path inside it was expected")
     return folder / name
 
@@ -164,12 +170,11 @@ def read_candidates(dataset_dir: Path) -> Candidates:
         The description or the index is missing, invalid or changed, or a label is not 0 or 1.
     """
     json_path = dataset_dir / CROISSANT_NAME
-    check_files(json_path)
+    dataset = load_description(json_path)
     columns = ("jid", "image_filename", "x", "y", "label", *FEATURE_COLUMNS)
     table: dict[str, list] = {column: [] for column in columns}
     try:
-        records = mlc.Dataset(jsonld=json_path).records(RECORD_SET)
-        for record in tqdm(records, desc="records", unit="", disable=None):
+        for record in tqdm(dataset.records(RECORD_SET), desc="records", unit="", disable=None):
             for column, values in table.items():
                 values.append(record[f"{RECORD_SET}/{column}"])
         texts = {c: np.array([v.decode() for v in table[c]]) for c in ("jid", "image_filename")}
@@ -214,7 +219,7 @@ def open_tensor(path: Path) -> np.ndarray:
     """
     try:
         tensor = np.lib.format.open_memmap(path, mode="r")
-    except (OSError, ValueError) as error:
+    except NPY_ERRORS as error:
         raise DatasetError(f"{path}: not a readable tensor: {one_line(error)}") from error
     if tensor.dtype != np.dtype("<f4") or tensor.shape[2:] != (len(CHANNEL_NAMES),):
         raise DatasetError(f"{path}: {tensor.dtype} {tensor.shape}; expected float32 (H, W, 4)")
@@ -320,15 +325,18 @@ class CutoutDataset(Dataset):
         tensor = self.open_tensor(path)
         square = cut_out(tensor, self.candidates.x[index], self.candidates.y[index])
         if not (square.min() >= 0 and square.max() <= 1):  # NaN fails both
-            raise DatasetError(f"{path}: a pixel is not in [0, 1]; run create_dataset.py again")
+            raise DatasetError(
+                f"{path}: a pixel is not in [0, 1]; remove it and run create_dataset.py"
+            )
         return torch.from_numpy(square).permute(2, 0, 1), self.features[index], self.labels[index]
 
 
 class RealBogusNetwork(nn.Module):
     """A convolutional network on the cutout, joined with the features; gives a logit.
 
-    Pixel-unshuffling trades resolution for channels before the first convolution, which halves
-    the work. The maps are flattened, not averaged: where a source lies in the cutout matters.
+    Pixel-unshuffling trades resolution for channels before the first convolution, which saves
+    work. The maps are flattened, not averaged: where a source lies in the cutout matters. They are
+    reduced before the features join them, or a thousand pixels would drown ten features.
     """
 
     def __init__(self, feature_count: int) -> None:
@@ -339,13 +347,11 @@ class RealBogusNetwork(nn.Module):
             layers += [nn.Conv2d(channels, width, kernel_size=3, padding=1, bias=False)]
             layers += [nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2)]
             channels = width
-        self.image_layers = nn.Sequential(*layers, nn.Flatten())
         pixels = (CUTOUT_PX // 16) ** 2  # one unshuffling and three poolings
+        layers += [nn.Flatten(), nn.Dropout(DROPOUT), nn.Linear(channels * pixels, 32), nn.ReLU()]
+        self.image_layers = nn.Sequential(*layers)
         self.head = nn.Sequential(
-            nn.Dropout(0.3),
-            nn.Linear(channels * pixels + feature_count, 64),
-            nn.ReLU(),
-            nn.Linear(64, 1),
+            nn.Linear(32 + feature_count, 64), nn.ReLU(), nn.Dropout(DROPOUT), nn.Linear(64, 1)
         )
 
     def forward(self, cutouts: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
@@ -561,8 +567,8 @@ def main(argv: list[str] | None = None) -> int:
     LOG.setLevel(logging.INFO)
     logging.getLogger("absl").setLevel(logging.ERROR)  # what is not stated is no fault here
     try:
-        print(run(args.dataset_dir, args.epochs, args.seed))
-    except DatasetError as error:
+        print(run(args.dataset_dir, args.epochs, args.seed), flush=True)
+    except (DatasetError, OSError) as error:
         LOG.error("%s", error)
         return 1
     except KeyboardInterrupt:

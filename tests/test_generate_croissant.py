@@ -101,8 +101,8 @@ def test_description_counts(dataset, capsys):
     text = described_json(dataset)["description"]
     assert "4 image-differencing jobs" in text
     assert "48 candidates, of which 12 (25.0%) are real" in text
-    assert "72 x 80 pixels" in text
-    assert "4 jobs, 48 candidates, 12 real" in capsys.readouterr().out
+    assert "4 image tensors of 72 x 80 pixels" in text
+    assert "4 tensors, 48 candidates, 12 real" in capsys.readouterr().out
 
 
 def test_what_only_the_user_knows_is_listed_and_not_invented(dataset, capsys):
@@ -273,11 +273,13 @@ def test_the_index_is_never_overwritten(dataset, capsys):
     assert (dataset / "master_index.csv").read_bytes() == before
 
 
-def test_a_job_without_candidates_is_a_job(raw, tmp_path):
+def test_a_job_without_candidates_has_a_tensor(raw, tmp_path):
     (raw / "jid004" / "psfcat.csv").write_text("id,x,y,match\n")
     create_dataset.main(["-i", str(raw), "-o", str(tmp_path / "out")])
     assert run(tmp_path / "out") == 0
-    assert "4 image-differencing jobs" in described_json(tmp_path / "out")["description"]
+    text = described_json(tmp_path / "out")["description"]
+    assert "3 image-differencing jobs" in text
+    assert "4 image tensors" in text
 
 
 def test_ctrl_c_is_130_and_leaves_nothing(dataset, capsys, monkeypatch):

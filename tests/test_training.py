@@ -306,10 +306,12 @@ def test_the_network_learns_what_can_only_be_seen_in_the_pixels(described, capsy
 def test_the_network_learns_what_can_only_be_seen_in_the_features(described, capsys):
     label = pd.read_csv(described / "master_index.csv")["label"]
     rewrite_index(described, sharpness=0.2 + 0.5 * label)
+    for path in (described / "images").iterdir():
+        np.save(path, np.full((72, 80, 4), 0.5, np.float32))
     capsys.readouterr()
     assert training.main(["-d", str(described), "--epochs", "40"]) == 0
     network = float(capsys.readouterr().out.splitlines()[-3].split()[-1])
-    assert network > 0.9
+    assert network > 0.6  # the base rate is 0.25
 
 
 def test_ranking_by_flux_is_reported(described, capsys):
@@ -361,9 +363,9 @@ def spoil_tensor(dataset: Path, value: float) -> None:
 
 BAD_DATASETS = {
     "no description": (lambda d: (d / "croissant.json").unlink(), "croissant.json: no such file"),
-    "broken JSON": (lambda d: (d / "croissant.json").write_text("{"), "not a Croissant"),
-    "JSON of something else": (lambda d: (d / "croissant.json").write_text("[1]"), "not a Crois"),
-    "no resources": (lambda d: (d / "croissant.json").write_text("{}"), "not a Croissant"),
+    "broken JSON": (lambda d: (d / "croissant.json").write_text("{"), "not a valid Croissant"),
+    "JSON of something else": (lambda d: (d / "croissant.json").write_text("[1]"), "not a valid"),
+    "no resources": (lambda d: (d / "croissant.json").write_text("{}"), "not a valid Croissant"),
     "no record set": (
         lambda d: edit_json(d, lambda description: description.pop("recordSet")),
         "mlcroissant cannot read its records (ValueError: did not find any record set",
@@ -374,7 +376,7 @@ BAD_DATASETS = {
     ),
     "not valid": (
         lambda d: edit_json(d, lambda description: description["distribution"][0].pop("@id")),
-        "mlcroissant cannot read its records",
+        "not a valid Croissant description",
     ),
     "index changed": (
         lambda d: (d / "master_index.csv").open("a").write("\n"),
@@ -397,19 +399,19 @@ BAD_DATASETS = {
     "tensor above 1": (lambda d: spoil_tensor(d, 1.5), "images/jid002.npy: a pixel is not in"),
     "checksum no text": (
         lambda d: edit_json(d, lambda text: text["distribution"][0].update(sha256=None)),
-        "master_index.csv: changed after",
+        "not a valid Croissant description",
     ),
     "path no text": (
         lambda d: edit_json(d, lambda text: text["distribution"][0].update(contentUrl=None)),
-        "None: no such file",
+        "not a valid Croissant description",
     ),
     "field without a name": (
         lambda d: edit_json(d, lambda text: text["recordSet"][0]["field"][0].update({"@id": None})),
-        "mlcroissant cannot read its records",
+        "not a valid Croissant description",
     ),
     "no version": (
         lambda d: edit_json(d, lambda text: text.update(conformsTo={})),
-        "mlcroissant cannot read its records",
+        "not a valid Croissant description",
     ),
     "label 2": (lambda d: change_index_behind_the_checks(d, "label", 2), "neither 0 nor 1"),
     "no position": (lambda d: change_index_behind_the_checks(d, "x", np.nan), "has no position"),
