@@ -77,6 +77,7 @@ ALIASES = {  # names of a column in the catalogs, in order of preference, where 
 }
 FIT_COLUMNS = {"x": "x_fit", "y": "y_fit"}  # stand in where the finder has no position either
 NO_MATCH = -1  # `match` of a candidate with no source within the match radius
+# What numpy raises on a damaged .npy header.
 NPY_ERRORS = (OSError, ValueError, OverflowError, SyntaxError, tokenize.TokenError)
 
 LOG = logging.getLogger("create_dataset")
@@ -230,16 +231,12 @@ def build_tensor(paths: Iterable[Path]) -> np.ndarray:
     return tensor
 
 
-def read_table(path: Path, separator: str = ",") -> pd.DataFrame:
-    """Read those of CATALOG_COLUMNS and FIT_COLUMNS that a catalog has, under whatever alias.
-
-    All are float64, with NaN for an empty cell. Raises DatasetError where the file is missing,
-    empty or no table, or where a cell is not a number.
-    """
+def read_text(path: Path, separator: str) -> pd.DataFrame:
+    """Read a catalog's text as it stands; raise DatasetError where it is missing or no table."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header
-            table = pd.read_csv(
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            return pd.read_csv(
                 # From bytes: pandas would take a Ctrl-C while it reads a file for a damaged file.
                 io.BytesIO(path.read_bytes()),
                 sep=separator,
@@ -254,14 +251,24 @@ def read_table(path: Path, separator: str = ",") -> pd.DataFrame:
         raise DatasetError(f"{path}: the rows are longer than the header") from error
     except (OSError, ValueError) as error:
         raise DatasetError(f"{path}: not a readable catalog: {one_line(error)}") from error
+
+
+def read_table(path: Path, separator: str = ",") -> pd.DataFrame:
+    """Read those of CATALOG_COLUMNS and FIT_COLUMNS that a catalog has, under whatever alias.
+
+    All are float64, with NaN for an empty cell. Raises DatasetError where a column occurs twice or
+    a cell is not a number.
+    """
+    table = read_text(path, separator)
     table.columns = header = [str(name).strip() for name in table.columns]
     found = {}
     for column in (*CATALOG_COLUMNS, *FIT_COLUMNS.values()):
-        names = [name for name in ALIASES.get(column, (column,)) if name in header]
-        if names and (header.count(names[0]) > 1 or f"{names[0]}.1" in header):  # pandas adds .1
-            raise DatasetError(f"{path}: column {names[0]} occurs more than once")
-        if names:
-            found[column] = to_float(table[names[0]], path)
+        name = next((name for name in ALIASES.get(column, (column,)) if name in header), None)
+        if name is None:
+            continue
+        if header.count(name) > 1 or f"{name}.1" in header:  # pandas adds .1 to a second one
+            raise DatasetError(f"{path}: column {name} occurs more than once")
+        found[column] = to_float(table[name], path)
     if not found:
         raise DatasetError(f"{path}: the header has no column of a catalog: {header}"[:300])
     return pd.DataFrame(found, table.index)
@@ -316,9 +323,7 @@ def check_unique(ids: pd.Series, path: Path) -> None:
     """Raise DatasetError where an id occurs twice: (jid, id) is the key of the index."""
     twice = ids[ids.duplicated() & ids.notna()]
     if len(twice):
-        raise DatasetError(
-            f"{path}: id {twice.iloc[0]:.17g} occurs more than once; ids must be unique"
-        )
+        raise DatasetError(f"{path}: id {twice.iloc[0]:.17g} occurs more than once")
 
 
 def read_catalog(job_dir: Path) -> pd.DataFrame:
@@ -486,7 +491,7 @@ def write_index(results: Iterable[JobResult], index_path: Path) -> tuple[Counter
                 counts += result.counts
                 if result.rows is None:
                     jid = result.jid if result.jid.isprintable() else ascii(result.jid)
-                    LOG.error("%s left out: %s", jid, result.reason)
+                    LOG.error(f"{jid} left out: {result.reason}")
                     continue
                 used.append(result.jid)
                 result.rows.to_csv(handle, header=False, index=False, lineterminator="\n")
@@ -498,18 +503,15 @@ def write_index(results: Iterable[JobResult], index_path: Path) -> tuple[Counter
 
 def remove_stale_tensors(images_dir: Path, used: list[str], jobs: list[Path]) -> None:
     """Remove the tensors of jobs that were left out; name those whose job folder is gone."""
-    stale = {path.stem: path for path in images_dir.glob("*.npy")}
-    for jid in used:
-        stale.pop(jid, None)
-    for job in jobs:
-        if job.name in stale:
-            stale.pop(job.name).unlink()
-    if stale:
+    known = {job.name for job in jobs}
+    stale = {path.stem for path in images_dir.glob("*.npy")} - set(used)
+    for jid in stale & known:
+        (images_dir / f"{jid}.npy").unlink()
+    gone = sorted(stale - known, key=natural_key)
+    if gone:
         LOG.warning(
-            "%s: kept, though their jobs are not in the input folder; not in the index, but the"
-            " file set of croissant.json will include them: %s",
-            images_dir,
-            ", ".join(f"{jid}.npy" for jid in sorted(stale, key=natural_key)),
+            f"{images_dir}: kept, though their jobs are not in the input folder; not in the index,"
+            f" but the file set of croissant.json will include them: {', '.join(gone)}"
         )
 
 
@@ -537,10 +539,8 @@ def warn_of_gaps(counts: Counter) -> None:
     """Say once a run which columns were missing from catalogs."""
     lacking = [column for column in CATALOG_COLUMNS if counts[f"lacks {column}"]]
     if lacking:
-        LOG.warning(
-            "columns missing from catalogs, left empty: %s",
-            ", ".join(f"{column} ({counts[f'lacks {column}']} jobs)" for column in lacking),
-        )
+        jobs = ", ".join(f"{column} ({counts[f'lacks {column}']} jobs)" for column in lacking)
+        LOG.warning(f"columns missing from catalogs, left empty: {jobs}")
 
 
 def summary(counts: Counter, output_dir: Path, seconds: float) -> str:
@@ -568,15 +568,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__.partition("\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument(
-        "-i", "--input_dir", type=Path, default="./mini_dataset", help="folder of the jid* folders"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("-i", "--input_dir", type=Path, default="./mini_dataset", help="folder of the jid* folders")
+    add(
         "-o", "--output_dir", type=Path, default="./hackathon_dataset", help="folder of the dataset"
     )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="rebuild also the tensors that are up to date"
-    )
+    add("--overwrite", action="store_true", help="rebuild also the tensors that are up to date")
     return parser.parse_args(argv)
 
 
@@ -590,7 +587,7 @@ def main(argv: list[str] | None = None) -> int:
         warn_of_gaps(counts)
         print(summary(counts, args.output_dir, time.monotonic() - start), flush=True)
     except (DatasetError, OSError) as error:
-        LOG.error("%s", error)
+        LOG.error(error)
         return 1
     except KeyboardInterrupt:
         LOG.error("interrupted: finished tensors are kept; the same command goes on from there")

@@ -102,6 +102,7 @@ FIELDS = {  # column of the index: its type and what it means, in the order of t
 INDEX_COLUMNS = tuple(FIELDS)
 TEXT_COLUMNS = ("jid", "image_filename")
 REQUIRED_COLUMNS = ("jid", "x", "y", "match", "label", "image_filename")  # no cell may be empty
+# What numpy raises on a damaged .npy header.
 NPY_ERRORS = (OSError, ValueError, OverflowError, SyntaxError, tokenize.TokenError)
 CONTEXT_1_1 = {  # terms of Croissant 1.1 that mlcroissant 1.1.1 leaves out of the context it writes
     "annotation": "cr:annotation",
@@ -266,9 +267,8 @@ def gather_facts(csv_path: Path) -> tuple[pd.DataFrame, DatasetFacts]:
     shapes = {tensor_shape(folder / name) for name in sorted(named | found)}
     if found - named:
         LOG.warning(
-            "%s: %d tensors have no candidate in the index; the file set includes them",
-            folder / IMAGES_DIR,
-            len(found - named),
+            f"{folder / IMAGES_DIR}: {len(found - named)} tensors have no candidate in the index;"
+            " the file set includes them"
         )
     heights, widths = ({shape[axis] for shape in shapes} for axis in (0, 1))
     return index, DatasetFacts(
@@ -430,18 +430,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__.partition("\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument(
-        *("-c", "--csv_path"),
-        type=Path,
-        default=f"./hackathon_dataset/{INDEX_NAME}",
-        help="index of the dataset, written by create_dataset.py",
-    )
-    parser.add_argument(
-        *("-o", "--output"),
-        type=Path,
-        default=f"./hackathon_dataset/{CROISSANT_NAME}",
-        help="description to write, in the folder of the index",
-    )
+    add = parser.add_argument
+    csv_path, output = (f"./hackathon_dataset/{name}" for name in (INDEX_NAME, CROISSANT_NAME))
+    add("-c", "--csv_path", type=Path, default=csv_path, help="index of the dataset")
+    add("-o", "--output", type=Path, default=output, help="description to write, beside the index")
     args = parser.parse_args(argv)
     if args.output.suffix != ".json":
         parser.error(f"--output must be named *.json, not {args.output.name}")
@@ -461,7 +453,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         facts, metadata = write_croissant(args.csv_path, args.output)
     except (DatasetError, OSError) as error:
-        LOG.error("%s", error)
+        LOG.error(error)
         return 1
     except KeyboardInterrupt:
         LOG.error("interrupted: nothing was written")

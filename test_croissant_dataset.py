@@ -68,6 +68,7 @@ DROPOUT = 0.3
 FEATURE_LIMIT = 8.0  # scaled features are clipped here, in interquartile ranges
 SEED = 20260
 OPEN_TENSORS = 64  # mapped at a time: each takes one of the process's file descriptors
+# What numpy raises on a damaged .npy header.
 NPY_ERRORS = (OSError, ValueError, OverflowError, SyntaxError, tokenize.TokenError)
 MLCROISSANT_ERRORS = (mlc.ValidationError, mlc.GenerationError)  # besides what Python raises
 MLCROISSANT_ERRORS += (ValueError, LookupError, TypeError, AttributeError, AssertionError)
@@ -541,17 +542,16 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__.partition("\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "-d",
         "--dataset_dir",
         type=Path,
         default="./hackathon_dataset",
         help="folder of the dataset",
     )
-    parser.add_argument("--epochs", type=int, default=EPOCHS, help="passes over the training jobs")
-    parser.add_argument(
-        "--seed", type=int, default=SEED, help="seed of the split, the weights and the order"
-    )
+    add("--epochs", type=int, default=EPOCHS, help="passes over the training jobs")
+    add("--seed", type=int, default=SEED, help="seed of the split, the weights and the order")
     args = parser.parse_args(argv)
     if args.epochs < 1:
         parser.error("--epochs must be at least 1")
@@ -569,7 +569,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         print(run(args.dataset_dir, args.epochs, args.seed), flush=True)
     except (DatasetError, OSError) as error:
-        LOG.error("%s", error)
+        LOG.error(error)
         return 1
     except KeyboardInterrupt:
         LOG.error("interrupted")

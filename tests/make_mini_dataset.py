@@ -438,7 +438,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         print(make_dataset(args))
     except (DatasetError, OSError) as error:
-        LOG.error("%s", error)
+        LOG.error(error)
         return 1
     except KeyboardInterrupt:
         LOG.error("interrupted: every job is whole, but some may be missing or of an earlier run")

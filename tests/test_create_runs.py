@@ -244,7 +244,7 @@ def test_a_tensor_of_a_job_that_is_gone_is_kept_and_named(raw, tmp_path, capsys)
     shutil.rmtree(raw / "jid003")
     assert run(raw, tmp_path / "out") == 0
     assert (tmp_path / "out" / "images" / "jid003.npy").exists()
-    assert "croissant.json will include them: jid003.npy" in capsys.readouterr().err
+    assert "croissant.json will include them: jid003" in capsys.readouterr().err
     assert "jid003" not in (tmp_path / "out" / "master_index.csv").read_text()
 
 
