@@ -424,6 +424,17 @@ def write_croissant(csv_path: Path, output: Path) -> tuple[DatasetFacts, dict]:
     return facts, metadata
 
 
+def summary(facts: DatasetFacts, metadata: dict, output: Path) -> str:
+    """Return the closing lines of a run."""
+    missing = [term for term in USER_KNOWS if term not in metadata]
+    return (
+        f"{output}\n"
+        f"  described    {facts.tensors:,} tensors, {facts.candidates:,} candidates,"
+        f" {facts.real:,} real\n"
+        f"  not stated   {', '.join(missing)}"
+    )
+
+
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Parse the command line; wrong usage ends the process with code 2."""
     parser = argparse.ArgumentParser(
@@ -452,17 +463,13 @@ def main(argv: list[str] | None = None) -> int:
     logging.getLogger("absl").setLevel(logging.ERROR)  # what is not stated is listed below
     try:
         facts, metadata = write_croissant(args.csv_path, args.output)
+        print(summary(facts, metadata, args.output), flush=True)
     except (DatasetError, OSError) as error:
         LOG.error(error)
         return 1
     except KeyboardInterrupt:
         LOG.error("interrupted: nothing was written")
         return 130
-    print(
-        f"{args.output}\n  described    {facts.tensors:,} tensors, {facts.candidates:,}"
-        f" candidates, {facts.real:,} real\n  not stated   "
-        + ", ".join(term for term in USER_KNOWS if term not in metadata)
-    )
     return 0
 
 
