@@ -70,9 +70,9 @@ SEED = 20260
 OPEN_TENSORS = 64  # mapped at a time: each takes one of the process's file descriptors
 # What numpy raises on a damaged .npy header.
 NPY_ERRORS = (OSError, ValueError, OverflowError, SyntaxError, tokenize.TokenError)
-MLCROISSANT_ERRORS = (mlc.ValidationError, mlc.GenerationError)  # besides what Python raises
-MLCROISSANT_ERRORS += (ValueError, LookupError, TypeError, AttributeError, AssertionError)
-MLCROISSANT_ERRORS += (RecursionError,)
+# What mlcroissant and its parsers raise on a damaged description: its own errors and Python's.
+MLCROISSANT_ERRORS = (mlc.ValidationError, mlc.GenerationError, ValueError, LookupError, TypeError)
+MLCROISSANT_ERRORS += (AttributeError, AssertionError, RecursionError)
 
 LOG = logging.getLogger("test_croissant_dataset")
 
@@ -543,13 +543,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add(
-        "-d",
-        "--dataset_dir",
-        type=Path,
-        default="./hackathon_dataset",
-        help="folder of the dataset",
-    )
+    add("-d", "--dataset_dir", type=Path, default="./hackathon_dataset", help="dataset to train on")
     add("--epochs", type=int, default=EPOCHS, help="passes over the training jobs")
     add("--seed", type=int, default=SEED, help="seed of the split, the weights and the order")
     args = parser.parse_args(argv)

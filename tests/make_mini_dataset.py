@@ -1,7 +1,8 @@
 """Simulate RAPID job folders, so that the toolkit runs without a download.
 
 A job is a science exposure of the Roman Space Telescope minus a deeper reference, with injected
-transients and all that usually goes wrong, and what photutils finds in the difference.
+transients and all that usually goes wrong, and what photutils finds in the difference. Sources
+only appear: there are no variable stars and none that fade.
 
 Writes ``<output_dir>/jid001``, ...: four FITS images and a catalog each, in the two layouts that
 create_dataset.py reads. Simulated jobs of the same name are replaced; any other ``jid*`` entry is
@@ -43,7 +44,7 @@ SATURATION_DN_S = 90_000 / ELECTRONS_PER_DN_S  # full well, electrons
 REFERENCE_EXPOSURES = 8
 RESAMPLING_PX = 0.45  # Gaussian sigma of the reference's interpolation, which correlates its noise
 # Telescope: an annulus crossed by three spiders, lengths in units of the pupil's radius.
-WAVELENGTHS_PX = 1.65 * np.linspace(0.93, 1.07, 5)  # lambda / D across the F213 band
+WAVELENGTHS_PX = 1.65 * np.linspace(0.93, 1.07, 5)  # lambda / D across a band near 2 um
 OBSCURATION, SPIDER_WIDTH = 0.31, 0.035
 ABERRATION_WAVES, PSF_ERROR_WAVES = 0.025, 0.014  # rms of each term; of what is believed of it
 DIFFUSION_PX = 0.55  # Gaussian sigma of charge diffusion and pointing jitter
