@@ -152,7 +152,7 @@ def read_image(path: Path) -> np.ndarray:
                 for hdu in hdus:
                     if hdu.is_image and len(hdu.shape) == 2 and all(hdu.shape):
                         return np.array(hdu.data, dtype=np.float32)
-    except Exception as error:  # what astropy raises on damaged tiles has no public name
+    except Exception as error:  # all of it: astropy's error for a damaged tile has no public name
         raise DatasetError(f"{path}: not a readable FITS image: {one_line(error)}") from error
     raise DatasetError(f"{path}: no HDU with a 2-D image in it")
 

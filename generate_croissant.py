@@ -355,7 +355,7 @@ def build_metadata(csv_path: Path, facts: DatasetFacts) -> dict:
         ctx=ctx,
         id=RECORD_SET,
         name=RECORD_SET,
-        description="One record per candidate; jid and id together name it.",
+        description="One record per candidate; jid and id name it, where its catalog has ids.",
         fields=candidate_fields(ctx, facts),
     )
     modified = datetime.fromtimestamp(csv_path.stat().st_mtime, tz=UTC)

@@ -15,6 +15,7 @@ import generate_croissant
 
 STEMS = tuple(create_dataset.CHANNELS.values())
 SHAPE = (72, 80)  # height and width of the images, pixels: not square, to tell x from y
+CUT_HEADER = b"\x93NUMPY\x01\x00v\x00" + b"{'descr': '<f4', 'fortran_order': Fal".ljust(117) + b"\n"
 FINDER_COLUMNS = (
     "id xcentroid ycentroid sharpness roundness1 roundness2 npix peak flux mag daofind_mag".split()
 )

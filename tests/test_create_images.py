@@ -111,6 +111,10 @@ READABLE = {
     "integers": [fits.PrimaryHDU(IMAGE.astype(np.int16))],
     "extension": [fits.PrimaryHDU(), fits.ImageHDU(IMAGE)],
     "behind a table and a cube": [fits.PrimaryHDU(CUBE), TABLE, fits.ImageHDU(IMAGE)],
+    "behind an image without pixels": [
+        fits.PrimaryHDU(np.zeros((0, 5), np.float32)),
+        fits.ImageHDU(IMAGE),
+    ],
     "first of two": [fits.PrimaryHDU(IMAGE), fits.ImageHDU(IMAGE + 1)],
     "tile-compressed": [
         fits.PrimaryHDU(),
@@ -134,6 +138,15 @@ def test_bscale_and_bzero_are_applied(tmp_path):
     hdu.writeto(tmp_path / "image.fits")
     assert fits.getheader(tmp_path / "image.fits")["BSCALE"] == 0.5
     np.testing.assert_array_equal(create_dataset.read_image(tmp_path / "image.fits"), IMAGE)
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.uint16, np.int32, np.uint32, np.uint8])
+def test_blank_integers_are_masked(tmp_path, dtype):
+    hdu = fits.PrimaryHDU(np.array([[7, 8, 9]], dtype))
+    hdu.header["BLANK"] = int(8 - hdu.header.get("BZERO", 0))  # of the number as it is stored
+    hdu.writeto(tmp_path / "image.fits")
+    pixels = create_dataset.read_image(tmp_path / "image.fits")
+    np.testing.assert_array_equal(pixels, [[7, np.nan, 9]])
 
 
 def test_float64_beyond_float32_is_masked(tmp_path):

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from astropy.io import fits
-from conftest import STEMS, make_catalog, make_images, write_job, write_two_tables
+from conftest import CUT_HEADER, STEMS, make_catalog, make_images, write_job, write_two_tables
 
 import create_dataset
 
@@ -138,15 +138,22 @@ def test_a_second_run_redoes_nothing_and_writes_the_same_index(raw, tmp_path, ca
         np.zeros((72, 80, 3), np.float32),
         np.zeros((72, 80), np.float32),
         np.asfortranarray(np.zeros((72, 80, 4), np.float32)),
-        None,
+        {"tensor": np.zeros((72, 80, 4), np.float32)},
+        CUT_HEADER,
     ],
-    ids=["float64", "three channels", "flat", "Fortran order", "npz"],
+    ids=["float64", "three channels", "flat", "Fortran order", "npz", "cut header"],
 )
 def test_a_second_run_redoes_what_is_no_tensor_of_the_contract(raw, tmp_path, spoiled):
     run(raw, tmp_path / "out")
     before = contents(tmp_path / "out")
-    with (tmp_path / "out" / "images" / "jid001.npy").open("wb") as handle:
-        np.savez(handle, x=1) if spoiled is None else np.save(handle, spoiled)
+    path = tmp_path / "out" / "images" / "jid001.npy"
+    if isinstance(spoiled, dict):
+        with path.open("wb") as handle:
+            np.savez(handle, **spoiled)
+    elif isinstance(spoiled, bytes):
+        path.write_bytes(spoiled)
+    else:
+        np.save(path, spoiled)
     assert run(raw, tmp_path / "out") == 0
     assert contents(tmp_path / "out") == before
 
@@ -306,6 +313,22 @@ def test_ctrl_c_keeps_what_is_done(raw, tmp_path, capsys, monkeypatch):
     monkeypatch.undo()
     assert run(raw, tmp_path / "out") == 0
     assert "2 written, 2 up to date" in capsys.readouterr().out
+
+
+def test_ctrl_c_while_a_catalog_is_read_is_no_damaged_catalog(raw, tmp_path, monkeypatch):
+    run(raw, tmp_path / "out")
+    before = contents(tmp_path / "out")
+    read_bytes = Path.read_bytes
+
+    def interrupt(path):
+        if path.name == "psfcat.csv":
+            raise KeyboardInterrupt
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", interrupt)
+    assert run(raw, tmp_path / "out") == 130
+    monkeypatch.undo()
+    assert contents(tmp_path / "out") == before
 
 
 def test_wrong_usage_is_2():

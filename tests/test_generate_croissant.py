@@ -11,6 +11,7 @@ import mlcroissant as mlc
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import CUT_HEADER
 
 import create_dataset
 import generate_croissant
@@ -193,6 +194,14 @@ BAD_DATASETS = {
         "jid002.npy: not a whole .npy file",
     ),
     "tensor no npy": (lambda d: tensor(d).write_text("x"), "jid002.npy: not a whole .npy file"),
+    "tensor with a cut header": (
+        lambda d: tensor(d).write_bytes(CUT_HEADER),
+        "jid002.npy: not a whole .npy file",
+    ),
+    "tensor too long": (
+        lambda d: tensor(d).write_bytes(tensor(d).read_bytes() + b"x"),
+        "jid002.npy: longer than its header says",
+    ),
     "tensor pickled": (
         lambda d: np.save(tensor(d), np.array([{}], object), allow_pickle=True),
         "jid002.npy: not a whole .npy file",

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import CUT_HEADER
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 import generate_croissant
@@ -384,11 +385,24 @@ BAD_DATASETS = {
     ),
     "index gone": (lambda d: (d / "master_index.csv").unlink(), "master_index.csv: no such file"),
     "index elsewhere": (point_index_at("../master_index.csv"), "leads out of"),
+    "index elsewhere, its type in another spelling": (
+        lambda d: edit_json(
+            d,
+            lambda text: text["distribution"][0].update(
+                {"@type": ["cr:FileObject"], "contentUrl": "../dataset/master_index.csv"}
+            ),
+        ),
+        "leads out of",
+    ),
     "index absolute": (point_index_at("/etc/passwd"), "leads out of"),
     "index a URL": (point_index_at("http://127.0.0.1/x.csv"), "leads out of"),
     "tensor gone": (lambda d: (d / "images" / "jid002.npy").unlink(), "jid002.npy: not a readable"),
     "tensor no npy": (
         lambda d: (d / "images" / "jid002.npy").write_text("x"),
+        "jid002.npy: not a readable tensor",
+    ),
+    "tensor with a cut header": (
+        lambda d: (d / "images" / "jid002.npy").write_bytes(CUT_HEADER),
         "jid002.npy: not a readable tensor",
     ),
     "tensor float64": (
