@@ -3,53 +3,62 @@
 # requires-python = ">=3.11"
 # dependencies = [
 #     "numpy>=2.0,<3",
-#     "pandas>=3.1,<4",
 #     "astropy>=7.0,<9",
 #     "tqdm>=4.66,<5",
 # ]
 # ///
 """Turn RAPID job folders into a dataset: one image tensor a job and one index of candidates.
 
-Read: every folder `jid*` directly under the input folder, each with a science, a reference, a
-difference and a score image (FITS) and the candidate catalog `psfcat.csv`, whose finder columns
-may lie in `diffimage_masked_psfcat_finder.txt`.
+Read: every folder `jid*` directly under the input folder, with a science, a reference, a difference
+and a score image (FITS) and the candidate catalog `psfcat.csv`, whose finder columns may lie in
+`diffimage_masked_psfcat_finder.txt`.
 
 Written: `images/<jid>.npy`, float32 (H, W, 4), each channel ZScale-normalised to [0, 1], and
 `master_index.csv`, a row per candidate with its label (1 real, 0 bogus). A tensor that is newer
 than its images is kept, so that a second run does only what is missing.
 
     python create_dataset.py
-    python create_dataset.py -i ./raw_data -o ./my_dataset
-    python create_dataset.py -i ./raw_data -o ./my_dataset --overwrite
+    python create_dataset.py -i ./raw_data -o ./my_dataset --workers 8
+    python create_dataset.py -i /shared/raw -o /shared/dataset --scheduler tcp://node1:8786
 
-Exit codes: 0 all jobs are in the dataset; 1 a job was left out or nothing could be written (the
-reason is on stderr); 2 wrong usage; 130 interrupted by Ctrl-C. A candidate without a position on
-its image is left out and counted in the summary; that alone does not change the exit code.
+Exit codes: 0 all jobs are in the dataset; 1 a job was left out or the run failed (stderr says why);
+2 wrong usage; 130 interrupted by Ctrl-C. A candidate without a position on its image is left out
+and counted in the summary; that alone does not change the exit code.
 """
 
 import argparse
+import csv
+import errno
+import gc
 import gzip
 import io
 import logging
+import multiprocessing
 import os
 import re
+import shutil
+import signal
 import sys
+import threading
 import time
-import tokenize
 import warnings
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
+
+# One thread a worker is enough; only heeded before numpy loads.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
-import pandas as pd
-from astropy.io import fits
-from astropy.utils.exceptions import AstropyUserWarning
-from astropy.visualization import ZScaleInterval
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
+
+try:
+    import fcntl
+except ImportError:  # Windows cannot lock a folder
+    fcntl = None
 
 CHANNELS = {  # name: file name without suffix, in the order of the tensor's last axis
     "science": "bkg_subbed_science_image",
@@ -59,10 +68,8 @@ CHANNELS = {  # name: file name without suffix, in the order of the tensor's las
 }
 CHANNEL_NAMES = tuple(CHANNELS)
 IMAGE_SUFFIXES = (".fits", ".fits.gz", ".fits.fz")  # in order of preference
-CATALOG_NAME = "psfcat.csv"
-FINDER_NAME = "diffimage_masked_psfcat_finder.txt"
-INDEX_NAME = "master_index.csv"
-IMAGES_DIR = "images"
+CATALOG_NAME, FINDER_NAME = "psfcat.csv", "diffimage_masked_psfcat_finder.txt"
+INDEX_NAME, IMAGES_DIR = "master_index.csv", "images"
 INDEX_COLUMNS = tuple(
     "id jid x y sharpness roundness1 roundness2 npix peak flux mag daofind_mag flags match label"
     " image_filename".split()
@@ -75,29 +82,67 @@ ALIASES = {  # names of a column in the catalogs, in order of preference, where 
     "y": ("y", "ycentroid", "y_centroid"),
     "npix": ("npix", "n_pixels"),
 }
-FIT_COLUMNS = {"x": "x_fit", "y": "y_fit"}  # stand in where the finder has no position either
+FIT_COLUMNS = {"x": "x_fit", "y": "y_fit"}  # stand in where there is no other position
+EMPTY_CELLS = dict.fromkeys(("", "--", "NA", "null", "None"), "nan")
 NO_MATCH = -1  # `match` of a candidate with no source within the match radius
-# What numpy raises on a damaged .npy header.
-NPY_ERRORS = (OSError, ValueError, OverflowError, SyntaxError, tokenize.TokenError)
+# What numpy writes before the pixels of a tensor of ours.
+NPY_HEADER = (
+    rb"(?s).NUMPY.{4}{'descr': '<f4', 'fortran_order': False, 'shape': \((\d+), (\d+), 4\), } *\n"
+)
+NPY_HEADER_BYTES = 128
+SAMPLE_SIZE = 1000  # pixels of an image that ZScale looks at
+STRIP_ROWS = 32  # rows in memory at a time: few enough for the processor's cache
+WRITE_BYTES = 1 << 18  # for larger writes, Linux looks for larger pieces of memory, which is slower
+START_METHOD = "fork" if sys.platform == "linux" else "spawn"  # forked, workers import nothing anew
+MAX_WORKERS = 61 if sys.platform == "win32" else 1024  # Windows waits for no more
+AHEAD = 4  # jobs in flight a worker: enough that none waits, few enough to hold their rows
+PROGRESS_JOBS = 100  # a line after so many, where stderr is no terminal
+CONNECT_S = 12  # patience with a Dask scheduler, and then with its first worker, seconds
+TEMPORARY = ".create_dataset-"  # begins the name of a file that is not whole yet
 
 LOG = logging.getLogger("create_dataset")
+Table = dict[str, np.ndarray]  # catalog columns, float64 (N,), NaN where a cell is empty
 
 
 class DatasetError(Exception):
     """An error that the user can fix; its text says where, what was found and what to do."""
 
 
+class OutputError(Exception):
+    """The same, where it ends the run and not only one job: the output cannot be written."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """One FITS image: where its pixels lie in the file, or the pixels, float32 (H, W)."""
+
+    path: Path
+    shape: tuple[int, int]  # height and width, pixels
+    offset: int = 0  # of big-endian float32 pixels, bytes
+    pixels: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Channel:
+    """An image with its limits; `masked` has a strip's non-finite pixels, uint32, flat positions."""
+
+    image: Image
+    masked: list[np.ndarray]
+    vmin: float
+    vmax: float
+
+
 @dataclass(frozen=True)
 class JobResult:
-    """Result of one job: its index rows, or the reason why it was left out."""
+    """Result of one job: its lines of the index, or the reason why it was left out."""
 
     jid: str
-    rows: pd.DataFrame | None  # INDEX_COLUMNS, a row per candidate
+    rows: str | None
     counts: Counter[str]  # what the job adds to the summary
     reason: str = ""
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """Return the text of an error on one line, or its type where it has no text."""
     return " ".join(str(error).split()) or type(error).__name__
 
@@ -108,40 +153,56 @@ def natural_key(name: str) -> tuple[list[str | int], str]:
     return [int(part) if part.isdecimal() else part for part in parts], name
 
 
-def find_jobs(input_dir: Path) -> list[Path]:
-    """List the job folders directly under `input_dir`, in natural order."""
+def find_jobs(input_dir: Path) -> list[str]:
+    """Name the job folders directly under `input_dir`, in natural order."""
     if not input_dir.is_dir():
         raise DatasetError(f"{input_dir}: no such folder; give the one that holds jid* with -i")
-    jobs = [path for path in input_dir.glob("jid*") if path.is_dir()]
+    with os.scandir(input_dir) as entries:
+        jobs = [entry.name for entry in entries if entry.name.startswith("jid") and entry.is_dir()]
     if not jobs:
         raise DatasetError(f"{input_dir}: no job folders in it; folders named jid* were expected")
-    return sorted(jobs, key=lambda path: natural_key(path.name))
+    return sorted(jobs, key=natural_key)
 
 
 def find_image(job_dir: Path, stem: str) -> Path:
     """Return the image file of `stem`, or the compressed file that stands in for it."""
     for suffix in IMAGE_SUFFIXES:
         path = job_dir / f"{stem}{suffix}"
-        if path.is_file():
-            return path
         if path.exists():
-            raise DatasetError(f"{path}: not a file; a FITS image was expected")
+            return path
     raise DatasetError(f"{job_dir}: no {stem}.fits (nor .fits.gz, nor .fits.fz)")
 
 
-def read_image(path: Path) -> np.ndarray:
-    """Read the first HDU that holds 2-D pixels from a FITS file, plain, gzipped or tile-compressed.
+def find_plain(path: Path) -> Image | None:
+    """Find the pixels of a FITS file that begins with an image of unscaled float32, else None.
 
-    Returns
-    -------
-    numpy.ndarray
-        float32 (H, W), native byte order, BSCALE and BZERO applied; NaN or infinite is masked.
-
-    Raises
-    ------
-    DatasetError
-        The file is damaged, cut short, or holds no 2-D image.
+    RAPID writes such files, and so astropy, as long to import as a job takes, is rarely needed.
     """
+    cards = {}
+    with path.open("rb") as handle:
+        while b"END" not in cards:
+            block = handle.read(2880)
+            if len(block) < 2880:
+                return None
+            for start in range(0, 2880, 80):
+                keyword, _, value = block[start : start + 80].partition(b"=")
+                cards[keyword.strip()] = value.partition(b"/")[0].strip()
+        offset, size = handle.tell(), os.fstat(handle.fileno()).st_size
+    expected = {b"SIMPLE": b"T", b"BITPIX": b"-32", b"NAXIS": b"2"}
+    if not expected.items() <= cards.items() or not cards.keys().isdisjoint((b"BSCALE", b"BZERO")):
+        return None
+    shape = int(cards[b"NAXIS2"]), int(cards[b"NAXIS1"])
+    return Image(path, shape, offset) if 0 < 4 * shape[0] * shape[1] <= size - offset else None
+
+
+def read_image(path: Path) -> Image:
+    """Read the first HDU that holds 2-D pixels in a FITS file, plain, gzipped or tile-compressed.
+
+    Raises DatasetError where the file is damaged, cut short, or holds no 2-D image.
+    """
+    from astropy.io import fits
+    from astropy.utils.exceptions import AstropyUserWarning
+
     try:
         # The gzip module reads to the end, where the checksum is; astropy stops at the last pixel.
         source = io.BytesIO(gzip.decompress(path.read_bytes())) if path.suffix == ".gz" else path
@@ -151,363 +212,422 @@ def read_image(path: Path) -> np.ndarray:
             with fits.open(source, uint=False) as hdus:  # uint=True would ignore BLANK
                 for hdu in hdus:
                     if hdu.is_image and len(hdu.shape) == 2 and all(hdu.shape):
-                        return np.array(hdu.data, dtype=np.float32)
+                        return Image(path, hdu.shape, pixels=np.array(hdu.data, dtype=np.float32))
     except Exception as error:  # all of it: astropy's error for a damaged tile has no public name
         raise DatasetError(f"{path}: not a readable FITS image: {one_line(error)}") from error
     raise DatasetError(f"{path}: no HDU with a 2-D image in it")
 
 
-def zscale_limits(pixels: np.ndarray) -> tuple[float, float]:
-    """Return the ZScale limits vmin < vmax of the finite pixels of a float32 (H, W) image.
+def strips(image: Image) -> Iterator[np.ndarray]:
+    """Yield an image STRIP_ROWS rows at a time, float32 (rows, W); the next may overwrite the last.
 
-    They are those of `astropy.visualization.ZScaleInterval` at its defaults, or the finite minimum
-    and maximum where its two limits coincide. Raises DatasetError where those coincide too, or
-    where float32 cannot hold their distance.
+    Files are read, not mapped: where one shrinks or a disk fails, a mapping would end the process.
     """
-    finite = pixels[np.isfinite(pixels)]
-    if finite.size == 0:
-        raise DatasetError("no finite pixel")
-    vmin, vmax = ZScaleInterval().get_limits(finite)
-    if not vmin < vmax:
-        vmin, vmax = finite.min(), finite.max()
-    if vmin == vmax:
-        raise DatasetError(f"all finite pixels have the value {vmin:g}")
-    with np.errstate(over="ignore", under="ignore"):
-        if not 0 < np.float32(float(vmax) - float(vmin)) < np.inf:
-            raise DatasetError(f"pixels from {vmin:g} to {vmax:g} cannot be scaled in float32")
+    height, width = image.shape
+    if image.pixels is not None:
+        yield from np.split(image.pixels, range(STRIP_ROWS, height, STRIP_ROWS))
+        return
+    buffer = np.empty((STRIP_ROWS, width), ">f4")
+    try:
+        with image.path.open("rb") as handle:
+            handle.seek(image.offset)
+            for start in range(0, height, STRIP_ROWS):
+                strip = buffer[: height - start]
+                if handle.readinto(strip) != strip.nbytes:
+                    raise DatasetError(f"{image.path}: became shorter while it was read")
+                yield strip
+    except OSError as error:
+        raise DatasetError(f"{image.path}: cannot be read: {one_line(error)}") from error
+
+
+def finite_sample(image: Image, masked: Sequence[np.ndarray]) -> np.ndarray:
+    """Return every n-th finite pixel, SAMPLE_SIZE or fewer, sorted; `masked` is that of Channel."""
+    height, width = image.shape
+    gaps = np.concatenate([i * STRIP_ROWS * width + part for i, part in enumerate(masked)])
+    count = height * width - gaps.size
+    rank = np.arange(0, count, max(1, count // SAMPLE_SIZE), gaps.dtype)[:SAMPLE_SIZE]
+    # gaps[i] - i finite pixels lie before gap i, which shifts all that are behind it.
+    gaps -= np.arange(gaps.size, dtype=gaps.dtype)
+    position = rank + np.searchsorted(gaps, rank, side="right")
+    if image.pixels is not None:
+        return np.sort(image.pixels.ravel()[position])
+    cells = bytearray()
+    with image.path.open("rb", buffering=0) as handle:
+        for number in position.tolist():
+            handle.seek(image.offset + 4 * number)
+            cells += handle.read(4)
+    return np.sort(np.frombuffer(cells, ">f4").astype(np.float32))
+
+
+def zscale(sample: np.ndarray) -> tuple[float, float]:
+    """Return IRAF's zscale limits of a sorted sample, float32 (N,), N > 0.
+
+    To the last bit those of `astropy.visualization.ZScaleInterval` at its defaults: a line through
+    the sorted values, without those off it and their neighbours, is steepened fourfold and cut off
+    at the extremes.
+    """
+    rank, rejected = np.arange(sample.size), np.zeros(sample.size, bool)
+    neighbours = np.ones(max(1, int(sample.size * 0.01)), bool)
+    least, before, kept = max(5, int(sample.size * 0.5)), sample.size + 1, sample.size
+    for _ in range(5):
+        if not least <= kept < before:
+            break
+        slope, start = np.polyfit(rank, sample, deg=1, w=(~rejected).astype(int))
+        residual = sample - (slope * rank + start)
+        rejected |= np.abs(residual) > 2.5 * residual[~rejected].std()
+        rejected = np.convolve(rejected, neighbours, mode="same")
+        before, kept = kept, np.sum(~rejected)
+    vmin, vmax = sample[0], sample[-1]
+    if kept >= least:
+        slope, middle, median = slope / 0.25, (sample.size - 1) // 2, np.median(sample)
+        vmin = max(vmin, median - (middle - 1) * slope)
+        vmax = min(vmax, median + (sample.size - middle) * slope)
     return float(vmin), float(vmax)
 
 
-def normalise(pixels: np.ndarray, vmin: float, vmax: float) -> np.ndarray:
-    """Scale an image to [0, 1], with its masked pixels at what zero flux (the sky) gets.
+def find_limits(image: Image, masked: Sequence[np.ndarray]) -> tuple[float, float]:
+    """Return the zscale limits vmin < vmax of an image; `masked` is that of Channel.
 
-    Parameters
-    ----------
-    pixels : numpy.ndarray
-        float32 (H, W); NaN or infinite is masked.
-    vmin, vmax : float
-        Values that become 0 and 1; Python floats, beside which float32 stays float32.
-
-    Returns
-    -------
-    numpy.ndarray
-        float32 (H, W), in [0, 1], finite.
+    Where the two coincide, the finite minimum and maximum stand in. Raises DatasetError where those
+    coincide too, or where float32 cannot hold their distance.
     """
-    scaled = np.where(np.isfinite(pixels), pixels, np.float32(0))
-    with np.errstate(over="ignore"):  # infinity clips to 1
-        scaled -= vmin
-        scaled /= vmax - vmin
-    return np.clip(scaled, 0, 1, out=scaled)
+    sample = finite_sample(image, masked)
+    if not sample.size:
+        raise DatasetError(f"{image.path}: no finite pixel")
+    vmin, vmax = zscale(sample)
+    if not vmin < vmax:
+        finite = [strip[np.isfinite(strip)] for strip in strips(image)]
+        vmin = float(min(part.min(initial=np.inf) for part in finite))
+        vmax = float(max(part.max(initial=-np.inf) for part in finite))
+    with np.errstate(over="ignore", under="ignore"):
+        if not 0 < np.float32(vmax - vmin) < np.inf:
+            raise DatasetError(f"{image.path}: cannot be scaled between {vmin:g} and {vmax:g}")
+    return vmin, vmax
 
 
-def build_tensor(paths: Iterable[Path]) -> np.ndarray:
-    """Read and normalise a job's four images, in the order of CHANNEL_NAMES, into one tensor.
+def open_channels(paths: Sequence[Path]) -> list[Channel]:
+    """Open a job's four images, in the order of CHANNEL_NAMES, and find what scales them.
 
-    Returns
-    -------
-    numpy.ndarray
-        float32 (H, W, 4), C-ordered, in [0, 1], finite.
-
-    Raises
-    ------
-    DatasetError
-        An image cannot be read or scaled, or the shapes differ.
+    Raises DatasetError where an image cannot be read or scaled, or the shapes differ.
     """
-    tensor = None
-    for channel, path in enumerate(paths):
-        pixels = read_image(path)
-        if tensor is None:
-            tensor = np.empty((*pixels.shape, len(CHANNEL_NAMES)), dtype="<f4")
-        if pixels.shape != tensor.shape[:2]:
-            raise DatasetError(
-                f"{path}: {pixels.shape} pixels, but {tensor.shape[:2]} in the science image"
-            )
-        try:
-            tensor[..., channel] = normalise(pixels, *zscale_limits(pixels))
-        except DatasetError as error:
-            raise DatasetError(f"{path}: {error}") from error
-    if not (tensor.min() >= 0 and tensor.max() <= 1):  # NaN fails both
-        raise DatasetError(f"{path.parent}: the tensor is not in [0, 1]; please report this")
-    return tensor
+    images = [find_plain(path) or read_image(path) for path in paths]
+    channels, shape = [], images[0].shape
+    for image in images:
+        if image.shape != shape:
+            raise DatasetError(f"{image.path}: {image.shape} pixels; {paths[0].name} has {shape}")
+        masked = [np.flatnonzero(~np.isfinite(strip)).astype(np.uint32) for strip in strips(image)]
+        channels.append(Channel(image, masked, *find_limits(image, masked)))
+    return channels
 
 
-def read_text(path: Path, separator: str) -> pd.DataFrame:
-    """Read a catalog's text as it stands; raise DatasetError where it is missing or no table."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)
-            return pd.read_csv(
-                # From bytes: pandas would take a Ctrl-C while it reads a file for a damaged file.
-                io.BytesIO(path.read_bytes()),
-                sep=separator,
-                encoding="utf-8-sig",
-                encoding_errors="replace",  # known columns are ASCII; others may be Latin-1
-                index_col=False,
-                low_memory=False,
-            )
-    except FileNotFoundError as error:
-        raise DatasetError(f"{path}: no such file") from error
-    except pd.errors.ParserWarning as error:
-        raise DatasetError(f"{path}: the rows are longer than the header") from error
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"{path}: not a readable catalog: {one_line(error)}") from error
+def tensor_strips(channels: Sequence[Channel]) -> Iterator[np.ndarray]:
+    """Yield a job's tensor, float32 (rows, W, 4) in [0, 1], finite; a strip overwrites the last.
+
+    A masked pixel gets what zero flux, the sky, gets.
+    """
+    width, count = channels[0].image.shape[1], len(channels)
+    vmin = np.tile(np.array([c.vmin for c in channels], np.float32), width)
+    distance = np.tile(np.array([c.vmax - c.vmin for c in channels], np.float32), width)
+    buffer = np.empty((STRIP_ROWS, width, count), "<f4")
+    planes = [zip(strips(c.image), c.masked, strict=True) for c in channels]
+    for parts in zip(*planes, strict=True):
+        strip = buffer[: len(parts[0][0])]
+        pixels, rows = strip.reshape(-1, count), strip.reshape(len(strip), -1)
+        for number, (plane, masked) in enumerate(parts):
+            pixels[:, number] = plane.ravel()
+            pixels[masked, number] = 0
+        with np.errstate(over="ignore"):  # infinity clips to 1
+            rows -= vmin
+            rows /= distance
+        np.clip(rows, 0, 1, out=rows)
+        if not rows.min() >= 0:  # NaN fails; nothing else can leave [0, 1]
+            raise DatasetError(f"{channels[0].image.path.parent}: NaN in the tensor; please report")
+        yield strip
 
 
-def read_table(path: Path, separator: str = ",") -> pd.DataFrame:
+def read_table(path: Path) -> Table:
     """Read those of CATALOG_COLUMNS and FIT_COLUMNS that a catalog has, under whatever alias.
 
-    All are float64, with NaN for an empty cell. Raises DatasetError where a column occurs twice or
-    a cell is not a number.
+    Cells are separated by blanks in *.txt, else by commas. Raises DatasetError where the file is
+    missing or damaged, a column or an id occurs twice, or a cell is not a number.
     """
-    table = read_text(path, separator)
-    table.columns = header = [str(name).strip() for name in table.columns]
-    found = {}
+    try:
+        # Known columns are ASCII; what else there is may be Latin-1.
+        with path.open(encoding="utf-8-sig", errors="replace", newline="") as handle:
+            blanks = path.suffix == ".txt"
+            rows = map(str.split, handle) if blanks else csv.reader(handle, skipinitialspace=True)
+            columns = list(zip(*filter(any, rows), strict=True))  # filter drops blank lines
+    except ValueError as error:
+        raise DatasetError(f"{path}: rows of different length; is the file cut short?") from error
+    except (OSError, csv.Error) as error:
+        raise DatasetError(f"{path}: not a readable catalog: {one_line(error)}") from error
+    header, table = [name.strip() for name, *_ in columns], {}
     for column in (*CATALOG_COLUMNS, *FIT_COLUMNS.values()):
         name = next((name for name in ALIASES.get(column, (column,)) if name in header), None)
-        if name is None:
-            continue
-        if header.count(name) > 1 or f"{name}.1" in header:  # pandas adds .1 to a second one
+        if header.count(name) > 1:
             raise DatasetError(f"{path}: column {name} occurs more than once")
-        found[column] = to_float(table[name], path)
-    if not found:
+        if name is not None:
+            cells = columns[header.index(name)][1:]
+            try:
+                table[column] = np.array([float(EMPTY_CELLS.get(cell, cell)) for cell in cells])
+            except ValueError as error:
+                raise DatasetError(f"{path}: column {name}: {error}") from error
+    if not table:
         raise DatasetError(f"{path}: the header has no column of a catalog: {header}"[:300])
-    return pd.DataFrame(found, table.index)
-
-
-def read_finder(path: Path) -> pd.DataFrame:
-    """Read the finder's table, whose columns are separated by blanks: no cell may be empty."""
-    table = read_table(path, separator=r"\s+")
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    if len({len(line.split()) for line in lines} - {0}) > 1:
-        raise DatasetError(f"{path}: rows of different length; an empty cell should say nan")
+    ids, counts = np.unique(table.get("id", ()), return_counts=True, equal_nan=False)
+    if (counts > 1).any():  # (jid, id) is the key of the index
+        raise DatasetError(f"{path}: id {ids[counts > 1][0]:.17g} occurs more than once")
     return table
 
 
-def to_float(cells: pd.Series, path: Path) -> pd.Series:
-    """Return a catalog column as float64, or say which cell is not a number."""
-    numbers = pd.to_numeric(cells.astype(str) if cells.dtype == bool else cells, errors="coerce")
-    wrong = numbers.isna() & cells.notna()
-    if wrong.any():
-        row = int(np.flatnonzero(wrong)[0])
-        raise DatasetError(
-            f"{path}: column '{cells.name}' holds '{cells.iloc[row]}' in row {row + 1};"
-            " a number was expected"
-        )
-    return numbers.astype(np.float64)
-
-
-def join_finder(catalog: pd.DataFrame, finder: pd.DataFrame, job_dir: Path) -> pd.DataFrame:
+def join_finder(catalog: Table, finder: Table, job_dir: Path) -> Table:
     """Add to psfcat.csv's columns those that only the finder's table has, one to one on `id`.
 
     The rows stay those of `catalog`, in its order. Raises DatasetError where the ids do not match
     one to one, or where `catalog` has no ids and the row counts differ.
     """
-    both = f"{job_dir}: {CATALOG_NAME} ({len(catalog)} rows) and {FINDER_NAME} ({len(finder)} rows)"
-    added = [column for column in finder if column not in catalog]
-    if "id" not in catalog and len(catalog) == len(finder):
-        return pd.concat([catalog, finder[added]], axis=1)
-    if "id" not in catalog or "id" not in finder:
-        raise DatasetError(f"{both} cannot be joined: both need the column id")
-    check_unique(finder["id"], job_dir / FINDER_NAME)
-    alone = set(catalog["id"].dropna()) ^ set(finder["id"].dropna())
-    empty = int(catalog["id"].isna().sum() + finder["id"].isna().sum())
-    if alone or empty:
+    sizes = [len(next(iter(table.values()))) for table in (catalog, finder)]
+    if "id" not in catalog and sizes[0] == sizes[1]:
+        return finder | catalog
+    ids, finder_ids = (table.get("id", np.empty(0)).tolist() for table in (catalog, finder))
+    row_of = {number: row for row, number in enumerate(finder_ids)}
+    alone = row_of.keys() ^ set(ids)  # NaN, an empty id, is equal to none
+    if alone or not ids:
         raise DatasetError(
-            f"{both} do not match one to one: {len(alone)} ids occur in only one of them, such as"
-            f" {min(alone, default=np.nan):.17g}, and {empty} ids are empty"
+            f"{job_dir}: the ids of {CATALOG_NAME} ({sizes[0]} rows) and {FINDER_NAME} ({sizes[1]}"
+            f" rows) do not match one to one: {len(alone)} occur in only one of them"
         )
-    return catalog.merge(finder[["id", *added]], on="id", how="left", validate="one_to_one")
+    order = [row_of[number] for number in ids]
+    return {column: values[order] for column, values in finder.items()} | catalog
 
 
-def check_unique(ids: pd.Series, path: Path) -> None:
-    """Raise DatasetError where an id occurs twice: (jid, id) is the key of the index."""
-    twice = ids[ids.duplicated() & ids.notna()]
-    if len(twice):
-        raise DatasetError(f"{path}: id {twice.iloc[0]:.17g} occurs more than once")
-
-
-def read_catalog(job_dir: Path) -> pd.DataFrame:
+def read_catalog(job_dir: Path) -> Table:
     """Read a job's candidates from psfcat.csv and, where that lacks columns, the finder's table.
 
-    Returns
-    -------
-    pandas.DataFrame
-        Those of CATALOG_COLUMNS that are there, float64, in catalog order; `x`, `y` and `match`
-        always are, and `match` is finite. The columns of a PSF fit may stand beside them.
-
-    Raises
-    ------
-    DatasetError
-        A catalog is missing or damaged, the two do not join, or positions or labels are missing.
+    Those of CATALOG_COLUMNS that are there come back, in catalog order; `x`, `y` and `match` always
+    are, and `match` is finite. Raises DatasetError where a catalog is missing or damaged, the two
+    do not join, or positions or labels are missing.
     """
     path, finder_path = job_dir / CATALOG_NAME, job_dir / FINDER_NAME
     catalog = read_table(path)
     if "match" not in catalog:
         raise DatasetError(f"{path}: no column match, so that no candidate can be labelled")
-    unknown = int((~np.isfinite(catalog["match"])).sum())
-    if unknown:
-        raise DatasetError(
-            f"{path}: match is empty or infinite in {unknown} of {len(catalog)} rows"
-        )
-    if "id" in catalog:
-        check_unique(catalog["id"], path)
+    unknown = ~np.isfinite(catalog["match"])
+    if unknown.any():
+        found = f"{unknown.sum()} of {unknown.size} rows"
+        raise DatasetError(f"{path}: match is empty or infinite in {found}")
     if not set(FINDER_COLUMNS) <= set(catalog) and finder_path.exists():
-        catalog = join_finder(catalog, read_finder(finder_path), job_dir)
+        catalog = join_finder(catalog, read_table(finder_path), job_dir)
     for axis, fit in FIT_COLUMNS.items():
-        if axis not in catalog and fit in catalog:
-            catalog[axis] = catalog[fit]
-        if axis not in catalog:
+        fitted = catalog.pop(fit, None)
+        if catalog.setdefault(axis, fitted) is None:
             raise DatasetError(f"{path}: no column {axis} (nor {', '.join(ALIASES[axis])}, {fit})")
     return catalog
 
 
-def nearest_pixel(position: np.ndarray) -> np.ndarray:
-    """Return the pixel that a 0-based position falls in: pixel i spans [i - 0.5, i + 0.5)."""
-    return np.floor(position + 0.5)
+def index_rows(catalog: Table, jid: str, shape: tuple[int, int]) -> tuple[str, Counter[str]]:
+    """Make the lines of a job in the index, from its catalog and its images' height and width.
 
-
-def index_rows(
-    catalog: pd.DataFrame, jid: str, shape: tuple[int, int]
-) -> tuple[pd.DataFrame, Counter[str]]:
-    """Make the index rows of one job.
-
-    Parameters
-    ----------
-    catalog : pandas.DataFrame
-        From `read_catalog`.
-    jid : str
-        Name of the job folder.
-    shape : tuple of int
-        Height and width of the job's images, pixels.
-
-    Returns
-    -------
-    rows : pandas.DataFrame
-        INDEX_COLUMNS. A column that the catalog lacks is NaN, and so is `mag` where the flux is
-        not positive.
-    counts : Counter
-        Candidates by label, those left out by reason, and the columns that the catalog lacks.
+    A cell is empty where the catalog has no value, and so is `mag` where the flux is not positive.
+    The counts are of candidates by label, of those left out, and of columns that are missing.
     """
-    rows = catalog.reindex(columns=list(CATALOG_COLUMNS))
-    rows["mag"] = rows["mag"].mask(rows["flux"] <= 0)
-    rows["jid"] = jid
-    rows["label"] = (rows["match"] != NO_MATCH).astype(np.int64)
-    rows["image_filename"] = f"{IMAGES_DIR}/{jid}.npy"
-    has_position = np.isfinite(rows["x"]) & np.isfinite(rows["y"])
-    on_image = nearest_pixel(rows["x"]).between(0, shape[1] - 1)
-    on_image &= nearest_pixel(rows["y"]).between(0, shape[0] - 1)
+    table = dict.fromkeys(CATALOG_COLUMNS, np.full(catalog["match"].size, np.nan)) | catalog
+    table["mag"] = np.where(table["flux"] <= 0, np.nan, table["mag"])
+    # The nearest pixel counts: pixel i spans [i - 0.5, i + 0.5).
+    column, row = (np.floor(table[axis] + 0.5) for axis in "xy")
+    on_image = (column >= 0) & (column < shape[1]) & (row >= 0) & (row < shape[0])
+    has_position = np.isfinite(column) & np.isfinite(row)
+    real = table["match"][on_image] != NO_MATCH
     counts = Counter({f"lacks {column}": 1 for column in CATALOG_COLUMNS if column not in catalog})
     counts["no position"] = int((~has_position).sum())
     counts["off the image"] = int((has_position & ~on_image).sum())
-    rows = rows.loc[on_image, list(INDEX_COLUMNS)]  # NaN is between nothing
-    counts["real"] = int(rows["label"].sum())
-    counts["bogus"] = len(rows) - counts["real"]
-    return rows, counts
+    counts["real"], counts["bogus"] = int(real.sum()), int((~real).sum())
+    texts = {"jid": [jid] * real.size, "label": ["01"[label] for label in real.tolist()]}
+    texts["image_filename"] = [f"{IMAGES_DIR}/{jid}.npy"] * real.size
+    for column in CATALOG_COLUMNS:
+        values = table[column][on_image].tolist()
+        texts[column] = ["" if value != value else repr(value) for value in values]  # NaN
+    rows = zip(*(texts[column] for column in INDEX_COLUMNS), strict=True)
+    return "".join(",".join(row) + "\n" for row in rows), counts
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` that takes its name once it is written whole."""
-    temporary = path.with_name(f".{os.getpid()}.tmp")
-    try:
-        yield temporary
-        temporary.replace(path)
-    except OSError as error:
-        raise DatasetError(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):  # on a disk that is read-only there is nothing to remove
-            temporary.unlink()
+def atomic_write(path: Path, size: int = 0) -> Iterator[BinaryIO]:
+    """Yield a file beside `path` that takes its name once it is written whole.
 
-
-def write_tensor(tensor: np.ndarray, path: Path) -> int:
-    """Write a tensor as .npy and return the bytes written.
-
-    Not with `np.save`: on a full disk it raises an error that does not say so.
+    Raises OutputError where it cannot be written, such as where `size` bytes do not fit.
     """
-    with atomic_write(path) as temporary, temporary.open("wb") as handle:
-        header = np.lib.format.header_data_from_array_1_0(tensor)
+    temporary = path.with_name(f"{TEMPORARY}{os.urandom(8).hex()}.tmp")
+    try:
+        try:
+            with temporary.open("xb") as handle:
+                yield handle
+            temporary.replace(path)
+        finally:
+            with suppress(OSError):  # it has its name, or was never made
+                temporary.unlink()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if error.errno == errno.ENOSPC:
+            free = shutil.disk_usage(path.parent).free
+            reason += f": {size / 1e6:,.1f} MB are needed, {free / 1e6:,.1f} MB are free"
+        raise OutputError(f"{path}: cannot be written: {reason}") from error
+
+
+def write_tensor(path: Path, channels: Sequence[Channel]) -> int:
+    """Write a job's tensor as .npy, a strip at a time, and return the bytes written."""
+    shape = (*channels[0].image.shape, len(channels))
+    size = NPY_HEADER_BYTES + 4 * int(np.prod(shape))
+    with atomic_write(path, size) as handle:
+        if hasattr(os, "posix_fallocate"):  # tells at once that a disk is full, and saves time
+            os.posix_fallocate(handle.fileno(), 0, size)
+        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(handle, header)
-        handle.write(tensor.data)
-        return handle.tell()
+        for strip in tensor_strips(channels):
+            pixels = strip.reshape(-1).view(np.uint8)
+            for start in range(0, pixels.size, WRITE_BYTES):
+                handle.write(pixels[start : start + WRITE_BYTES].data)
+    return size
 
 
 def current_shape(tensor_path: Path, image_paths: Iterable[Path]) -> tuple[int, int] | None:
     """Return height and width of a tensor that is whole and newer than its images, else None."""
-    try:
-        tensor = np.lib.format.open_memmap(tensor_path, mode="r")
-        stat = tensor_path.stat()
-    except NPY_ERRORS:
-        return None
-    whole = (
-        tensor.dtype == np.dtype("<f4")
-        and tensor.flags.c_contiguous
-        and tensor.shape[2:] == (len(CHANNEL_NAMES),)
-        and tensor.offset + tensor.nbytes == stat.st_size
-    )
-    newest = max(path.stat().st_mtime_ns for path in image_paths)
-    return tensor.shape[:2] if whole and newest <= stat.st_mtime_ns else None
+    with suppress(OSError), tensor_path.open("rb") as handle:
+        stat = os.fstat(handle.fileno())
+        header = re.fullmatch(NPY_HEADER, handle.read(NPY_HEADER_BYTES))
+        if header and stat.st_mtime_ns >= max(path.stat().st_mtime_ns for path in image_paths):
+            height, width = map(int, header.groups())
+            if stat.st_size == NPY_HEADER_BYTES + 16 * height * width:
+                return height, width
+    return None
 
 
 def process_job(job_dir: Path, images_dir: Path, overwrite: bool) -> JobResult:
     """Write the tensor of one job, unless it is up to date, and return the job's index rows.
 
-    A job that cannot be used is no error here: its result carries the reason. Raises DatasetError
+    A job that cannot be used is no error here: its result carries the reason. Raises OutputError
     where the tensor cannot be written.
     """
-    jid = job_dir.name
+    jid, written = job_dir.name, Counter({"jobs up to date": 1})
     tensor_path = images_dir / f"{jid}.npy"
-    tensor = None
     try:
-        if not jid.isprintable() or "\\" in jid:
+        if not jid.isprintable() or set(jid) & set('\\",'):
             raise DatasetError("such a name cannot stand in the index; rename the folder")
         paths = [find_image(job_dir, stem) for stem in CHANNELS.values()]
         catalog = read_catalog(job_dir)
         shape = None if overwrite else current_shape(tensor_path, paths)
         if shape is None:
-            tensor = build_tensor(paths)
-            shape = tensor.shape[:2]
+            channels = open_channels(paths)
+            shape = channels[0].image.shape
+            written = Counter({"jobs written": 1, "bytes": write_tensor(tensor_path, channels)})
         rows, counts = index_rows(catalog, jid, shape)
-    except (DatasetError, OSError) as error:
-        return JobResult(jid, None, Counter({"jobs left out": 1}), str(error))
-    if tensor is None:
-        counts["jobs up to date"] = 1
-    else:
-        counts["jobs written"] = 1
-        counts["bytes"] = write_tensor(tensor, tensor_path)
-    return JobResult(jid, rows, counts)
+    except (DatasetError, OSError, MemoryError) as error:
+        return JobResult(jid, None, Counter({"jobs left out": 1}), one_line(error))
+    return JobResult(jid, rows, counts + written)
 
 
-def write_index(results: Iterable[JobResult], index_path: Path) -> tuple[Counter, list[str]]:
+def set_up_worker() -> None:
+    """Leave Ctrl-C to the parent, and end with it even where it is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: os._exit(parent.join() or 1), daemon=True).start()
+
+
+@contextmanager
+def open_executor(workers: int, scheduler: str | None) -> Iterator[tuple[Executor, int]]:
+    """Yield an executor and the number of its workers: processes here, or those of a Dask cluster.
+
+    Raises DatasetError where Dask is not installed or does not answer.
+    """
+    if scheduler is None:
+        gc.freeze()  # what is imported stays: no worker has to search it for garbage
+        context = multiprocessing.get_context(START_METHOD)
+        with ProcessPoolExecutor(workers, context, set_up_worker) as executor:
+            yield executor, workers
+        return
+    try:
+        from distributed import Client
+
+        client = Client(scheduler, timeout=CONNECT_S)
+        client.wait_for_workers(1, timeout=CONNECT_S)
+    except ImportError as error:
+        raise DatasetError("--scheduler needs Dask: pip install distributed") from error
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{scheduler}: no Dask scheduler with workers answers") from error
+    with client:
+        yield client.get_executor(pure=False), sum(client.nthreads().values())
+
+
+def run_jobs(
+    executor: Executor, tasks: Iterable[tuple[Path, Path, bool]], ahead: int
+) -> Iterator[JobResult]:
+    """Yield the results of `process_job` in the order of its tasks, `ahead` of them in flight."""
+    pending = deque()
+    try:
+        for task in tasks:
+            pending.append(executor.submit(process_job, *task))
+            if len(pending) == ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    except (BrokenExecutor, CancelledError) as error:
+        raise DatasetError("a worker died: killed, or out of memory? Fewer need less") from error
+    finally:
+        for future in pending:
+            future.cancel()
+
+
+def show_progress(results: Iterable[JobResult], total: int) -> Iterator[JobResult]:
+    """Pass results on, with a bar where stderr is a terminal, else a line every PROGRESS_JOBS."""
+    done, start, bar = 0, time.monotonic(), sys.stderr.isatty()
+    with ExitStack() as stack:
+        if bar:
+            from tqdm.contrib.logging import tqdm_logging_redirect  # 30 ms that few runs need
+
+            bars = tqdm_logging_redirect(results, total=total, unit="job")
+            results = stack.enter_context(bars)
+        try:
+            for done, result in enumerate(results, 1):
+                yield result
+                if done % PROGRESS_JOBS == 0 and not bar:
+                    rate = done / (time.monotonic() - start)
+                    left = (total - done) / rate / 60
+                    LOG.info(
+                        f"{done:,} of {total:,} jobs, {rate:.1f} a second, {left:.0f} min left"
+                    )
+        finally:
+            if done < total:
+                LOG.warning(f"stopped after {done:,} of {total:,} jobs; those begun are finished")
+
+
+def write_index(results: Iterable[JobResult], index_path: Path) -> tuple[Counter[str], set[str]]:
     """Write the rows of all jobs as they come; return the summed counts and the jobs' names.
 
-    Raises DatasetError where the index cannot be written or no job could be used; an index that
-    was there stays as it was.
+    Raises DatasetError where no job could be used; an index that was there stays as it was.
     """
-    counts, used = Counter(), []
-    with atomic_write(index_path) as temporary:
-        with temporary.open("w", encoding="utf-8", newline="") as handle:
-            handle.write(",".join(INDEX_COLUMNS) + "\n")
-            for result in results:
-                counts += result.counts
-                if result.rows is None:
-                    jid = result.jid if result.jid.isprintable() else ascii(result.jid)
-                    LOG.error(f"{jid} left out: {result.reason}")
-                    continue
-                used.append(result.jid)
-                result.rows.to_csv(handle, header=False, index=False, lineterminator="\n")
+    counts, used = Counter(), set()
+    with atomic_write(index_path) as handle:
+        handle.write((",".join(INDEX_COLUMNS) + "\n").encode())
+        for result in results:
+            counts.update(result.counts)
+            if result.rows is None:
+                jid = result.jid if result.jid.isprintable() else ascii(result.jid)
+                LOG.error(f"{jid} left out: {result.reason}")
+            else:
+                used.add(result.jid)
+                handle.write(result.rows.encode())
         if not used:
             raise DatasetError(f"none of the jobs could be used; {index_path} is not written")
-        counts["bytes"] += temporary.stat().st_size
+        counts["bytes"] += handle.tell()
     return counts, used
 
 
-def remove_stale_tensors(images_dir: Path, used: list[str], jobs: list[Path]) -> None:
+def remove_stale_tensors(images_dir: Path, used: set[str], jobs: Iterable[str]) -> None:
     """Remove the tensors of jobs that were left out; name those whose job folder is gone."""
-    known = {job.name for job in jobs}
-    stale = {path.stem for path in images_dir.glob("*.npy")} - set(used)
-    for jid in stale & known:
+    stale = {path.stem for path in images_dir.glob("*.npy")} - used
+    for jid in stale.intersection(jobs):
         (images_dir / f"{jid}.npy").unlink()
-    gone = sorted(stale - known, key=natural_key)
+    gone = sorted(stale.difference(jobs), key=natural_key)
     if gone:
         LOG.warning(
             f"{images_dir}: kept, though their jobs are not in the input folder; not in the index,"
@@ -515,51 +635,54 @@ def remove_stale_tensors(images_dir: Path, used: list[str], jobs: list[Path]) ->
         )
 
 
-def build_dataset(input_dir: Path, output_dir: Path, overwrite: bool) -> Counter[str]:
-    """Make the dataset of all jobs, or bring it up to date, and return what the summary counts.
+@contextmanager
+def sole_run(output_dir: Path) -> Iterator[None]:
+    """Hold a folder against other runs, and clear it of what a killed run left unfinished.
 
-    Raises DatasetError where there are no jobs, none of them can be used, or the output cannot be
-    written.
+    The lock ends with this process and its workers, however they end.
     """
-    jobs = find_jobs(input_dir)
-    images_dir = output_dir / IMAGES_DIR
+    with ExitStack() as stack:
+        if fcntl:
+            folder = os.open(output_dir, os.O_RDONLY)
+            stack.callback(os.close, folder)
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise DatasetError(f"{output_dir}: another run is writing there") from error
+        yield
+        for path in (*output_dir.glob(f"{TEMPORARY}*"), *output_dir.glob(f"*/{TEMPORARY}*")):
+            path.unlink()
+
+
+def build_dataset(args: argparse.Namespace) -> Counter[str]:
+    """Make the dataset of all jobs, or bring it up to date, and return what the summary counts."""
+    jobs = find_jobs(args.input_dir)
+    images_dir = args.output_dir / IMAGES_DIR
     try:
         images_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DatasetError(f"{images_dir}: cannot be made: {error.strerror}") from error
-    with logging_redirect_tqdm():
-        bar = tqdm(jobs, unit="job", disable=None)  # None: no bar where stderr is no terminal
-        results = (process_job(job, images_dir, overwrite) for job in bar)
-        counts, used = write_index(results, output_dir / INDEX_NAME)
-    remove_stale_tensors(images_dir, used, jobs)
+        raise OutputError(f"{images_dir}: cannot be made: {error.strerror}") from error
+    tasks = ((args.input_dir / jid, images_dir, args.overwrite) for jid in jobs)
+    workers = min(args.workers, len(jobs))
+    with sole_run(args.output_dir), open_executor(workers, args.scheduler) as (executor, slots):
+        results = show_progress(run_jobs(executor, tasks, AHEAD * slots), len(jobs))
+        counts, used = write_index(results, args.output_dir / INDEX_NAME)
+        remove_stale_tensors(images_dir, used, jobs)
     return counts
-
-
-def warn_of_gaps(counts: Counter) -> None:
-    """Say once a run which columns were missing from catalogs."""
-    lacking = [column for column in CATALOG_COLUMNS if counts[f"lacks {column}"]]
-    if lacking:
-        jobs = ", ".join(f"{column} ({counts[f'lacks {column}']} jobs)" for column in lacking)
-        LOG.warning(f"columns missing from catalogs, left empty: {jobs}")
 
 
 def summary(counts: Counter, output_dir: Path, seconds: float) -> str:
     """Return the closing lines of a run."""
-    real, bogus = counts["real"], counts["bogus"]
-    candidates = real + bogus
-    percent = 100 / max(candidates, 1)
-    return "\n".join(
-        (
-            f"{output_dir / INDEX_NAME}",
-            f"  jobs         {counts['jobs written']:,} written, {counts['jobs up to date']:,} up"
-            f" to date, {counts['jobs left out']:,} left out",
-            f"  candidates   {candidates:,}: {real:,} real ({real * percent:.1f} %),"
-            f" {bogus:,} bogus ({bogus * percent:.1f} %)",
-            f"  dropped      {counts['no position']:,} without a position,"
-            f" {counts['off the image']:,} off the image",
-            f"  written      {counts['bytes'] / 1e6:,.1f} MB in {seconds:.1f} s",
-        )
-    )
+    real, bogus, size = counts["real"], counts["bogus"], counts["bytes"] / 1e6
+    percent = 100 / max(real + bogus, 1)
+    return f"""{output_dir / INDEX_NAME}
+  jobs         {counts["jobs written"]:,} written, {counts["jobs up to date"]:,} up to date, \
+{counts["jobs left out"]:,} left out
+  candidates   {real + bogus:,}: {real:,} real ({real * percent:.1f} %), {bogus:,} bogus \
+({bogus * percent:.1f} %)
+  dropped      {counts["no position"]:,} without a position, {counts["off the image"]:,} off the \
+image
+  written      {size:,.1f} MB in {seconds:.1f} s"""
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -574,19 +697,32 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "-o", "--output_dir", type=Path, default="./hackathon_dataset", help="folder of the dataset"
     )
     add("--overwrite", action="store_true", help="rebuild also the tensors that are up to date")
-    return parser.parse_args(argv)
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    add = parser.add_mutually_exclusive_group().add_argument
+    add(
+        "--workers", type=int, default=min(cpus or 1, MAX_WORKERS), help="processes on this machine"
+    )
+    add("--scheduler", help="address of a Dask scheduler whose workers are to do it instead")
+    args = parser.parse_args(argv)
+    if not 1 <= args.workers <= MAX_WORKERS:
+        parser.error(f"--workers: expected 1 to {MAX_WORKERS}, got {args.workers}")
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     args = parse_args(argv)
     logging.basicConfig(format="%(levelname)s: %(message)s", force=True)
+    LOG.setLevel(logging.INFO)
     start = time.monotonic()
     try:
-        counts = build_dataset(args.input_dir, args.output_dir, args.overwrite)
-        warn_of_gaps(counts)
+        counts = build_dataset(args)
+        lacking = {c: counts[f"lacks {c}"] for c in CATALOG_COLUMNS if counts[f"lacks {c}"]}
+        if lacking:
+            names = ", ".join(f"{column} ({number} jobs)" for column, number in lacking.items())
+            LOG.warning(f"columns missing from catalogs, left empty: {names}")
         print(summary(counts, args.output_dir, time.monotonic() - start), flush=True)
-    except (DatasetError, OSError) as error:
+    except (DatasetError, OutputError, OSError) as error:
         LOG.error(error)
         return 1
     except KeyboardInterrupt:
