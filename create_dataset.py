@@ -85,7 +85,11 @@ ALIASES = {  # names of a column in the catalogs, in order of preference, where 
 FIT_COLUMNS = {"x": "x_fit", "y": "y_fit"}  # stand in where there is no other position
 EMPTY_CELLS = dict.fromkeys(("", "--", "NA", "null", "None"), "nan")
 NO_MATCH = -1  # `match` of a candidate with no source within the match radius
-# What numpy writes before the pixels of a tensor of ours.
+# How a FITS file begins whose pixels are float32, and a tensor that numpy has written.
+PLAIN_HEADER = (
+    rb"(?s)SIMPLE  = +T.{50}BITPIX  = +-32.{50}NAXIS   = +2.{50}"
+    rb"NAXIS1  = +(\d+).{50}NAXIS2  = +(\d+)"
+)
 NPY_HEADER = (
     rb"(?s).NUMPY.{4}{'descr': '<f4', 'fortran_order': False, 'shape': \((\d+), (\d+), 4\), } *\n"
 )
@@ -124,7 +128,7 @@ class Image:
 
 @dataclass(frozen=True)
 class Channel:
-    """An image with its limits; `masked` has a strip's non-finite pixels, uint32, flat positions."""
+    """An image, its limits, and each strip's masked pixels: uint32 positions in the flat strip."""
 
     image: Image
     masked: list[np.ndarray]
@@ -178,21 +182,19 @@ def find_plain(path: Path) -> Image | None:
 
     RAPID writes such files, and so astropy, as long to import as a job takes, is rarely needed.
     """
-    cards = {}
+    header = b""
     with path.open("rb") as handle:
-        while b"END" not in cards:
-            block = handle.read(2880)
-            if len(block) < 2880:
-                return None
-            for start in range(0, 2880, 80):
-                keyword, _, value = block[start : start + 80].partition(b"=")
-                cards[keyword.strip()] = value.partition(b"/")[0].strip()
-        offset, size = handle.tell(), os.fstat(handle.fileno()).st_size
-    expected = {b"SIMPLE": b"T", b"BITPIX": b"-32", b"NAXIS": b"2"}
-    if not expected.items() <= cards.items() or not cards.keys().isdisjoint((b"BSCALE", b"BZERO")):
+        for block in iter(lambda: handle.read(2880), b""):
+            header += block
+            if b"END" + b" " * 77 in block or not header.startswith(b"SIMPLE"):
+                break
+        size = os.fstat(handle.fileno()).st_size
+    match = re.match(PLAIN_HEADER, header)
+    if match is None or b"BSCALE" in header or b"BZERO" in header:
         return None
-    shape = int(cards[b"NAXIS2"]), int(cards[b"NAXIS1"])
-    return Image(path, shape, offset) if 0 < 4 * shape[0] * shape[1] <= size - offset else None
+    width, height = map(int, match.groups())
+    whole = 0 < 4 * height * width <= size - len(header)
+    return Image(path, (height, width), len(header)) if whole else None
 
 
 def read_image(path: Path) -> Image:
@@ -358,9 +360,11 @@ def read_table(path: Path) -> Table:
             rows = map(str.split, handle) if blanks else csv.reader(handle, skipinitialspace=True)
             columns = list(zip(*filter(any, rows), strict=True))  # filter drops blank lines
     except ValueError as error:
-        raise DatasetError(f"{path}: rows of different length; is the file cut short?") from error
+        problem = "rows of different length: it is cut short, or lacks nan in an empty cell"
+        raise DatasetError(f"{path}: {problem}") from error
     except (OSError, csv.Error) as error:
-        raise DatasetError(f"{path}: not a readable catalog: {one_line(error)}") from error
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise DatasetError(f"{path}: not a readable catalog: {reason}") from error
     header, table = [name.strip() for name, *_ in columns], {}
     for column in (*CATALOG_COLUMNS, *FIT_COLUMNS.values()):
         name = next((name for name in ALIASES.get(column, (column,)) if name in header), None)
@@ -371,7 +375,9 @@ def read_table(path: Path) -> Table:
             try:
                 table[column] = np.array([float(EMPTY_CELLS.get(cell, cell)) for cell in cells])
             except ValueError as error:
-                raise DatasetError(f"{path}: column {name}: {error}") from error
+                cell = str(error).partition(": ")[2]  # as repr writes it
+                where = f"in row {list(map(repr, cells)).index(cell) + 1}; a number was expected"
+                raise DatasetError(f"{path}: column '{name}' holds {cell} {where}") from error
     if not table:
         raise DatasetError(f"{path}: the header has no column of a catalog: {header}"[:300])
     ids, counts = np.unique(table.get("id", ()), return_counts=True, equal_nan=False)
@@ -387,17 +393,19 @@ def join_finder(catalog: Table, finder: Table, job_dir: Path) -> Table:
     one to one, or where `catalog` has no ids and the row counts differ.
     """
     sizes = [len(next(iter(table.values()))) for table in (catalog, finder)]
+    both = f"{job_dir}: {CATALOG_NAME} ({sizes[0]} rows) and {FINDER_NAME} ({sizes[1]} rows)"
     if "id" not in catalog and sizes[0] == sizes[1]:
         return finder | catalog
-    ids, finder_ids = (table.get("id", np.empty(0)).tolist() for table in (catalog, finder))
-    row_of = {number: row for row, number in enumerate(finder_ids)}
-    alone = row_of.keys() ^ set(ids)  # NaN, an empty id, is equal to none
-    if alone or not ids:
-        raise DatasetError(
-            f"{job_dir}: the ids of {CATALOG_NAME} ({sizes[0]} rows) and {FINDER_NAME} ({sizes[1]}"
-            f" rows) do not match one to one: {len(alone)} occur in only one of them"
-        )
-    order = [row_of[number] for number in ids]
+    if "id" not in catalog or "id" not in finder:
+        raise DatasetError(f"{both} cannot be joined: both need the column id")
+    ids, finder_ids = catalog["id"], finder["id"]
+    alone = np.setxor1d(ids[~np.isnan(ids)], finder_ids[~np.isnan(finder_ids)])
+    empty = np.isnan(ids).sum() + np.isnan(finder_ids).sum()
+    if alone.size or empty:
+        some = f", such as {alone[0]:.17g}" if alone.size else ""
+        found = f"{alone.size} ids occur in only one of them{some}, and {empty} ids are empty"
+        raise DatasetError(f"{both} do not match one to one: {found}")
+    order = np.argsort(finder_ids)[np.searchsorted(np.sort(finder_ids), ids)]
     return {column: values[order] for column, values in finder.items()} | catalog
 
 
@@ -571,7 +579,10 @@ def run_jobs(
         while pending:
             yield pending.popleft().result()
     except (BrokenExecutor, CancelledError) as error:
-        raise DatasetError("a worker died: killed, or out of memory? Fewer need less") from error
+        raise DatasetError(
+            "a worker died (killed, or out of memory?): finished tensors are kept; the same command"
+            " goes on from there, and with fewer --workers it takes less memory"
+        ) from error
     finally:
         for future in pending:
             future.cancel()
@@ -600,12 +611,13 @@ def show_progress(results: Iterable[JobResult], total: int) -> Iterator[JobResul
                 LOG.warning(f"stopped after {done:,} of {total:,} jobs; those begun are finished")
 
 
-def write_index(results: Iterable[JobResult], index_path: Path) -> tuple[Counter[str], set[str]]:
+def write_index(results: Iterable[JobResult], output_dir: Path) -> tuple[Counter[str], set[str]]:
     """Write the rows of all jobs as they come; return the summed counts and the jobs' names.
 
-    Raises DatasetError where no job could be used; an index that was there stays as it was.
+    Raises DatasetError where no job could be used or a tensor is not there; an index that was there
+    stays as it was.
     """
-    counts, used = Counter(), set()
+    counts, used, index_path = Counter(), set(), output_dir / INDEX_NAME
     with atomic_write(index_path) as handle:
         handle.write((",".join(INDEX_COLUMNS) + "\n").encode())
         for result in results:
@@ -618,6 +630,10 @@ def write_index(results: Iterable[JobResult], index_path: Path) -> tuple[Counter
                 handle.write(result.rows.encode())
         if not used:
             raise DatasetError(f"none of the jobs could be used; {index_path} is not written")
+        missing = used.difference(path.stem for path in (output_dir / IMAGES_DIR).glob("*.npy"))
+        if missing:
+            found = f"the tensors of {len(missing)} jobs are not there, such as {min(missing)}.npy"
+            raise DatasetError(f"{output_dir}: {found}; do all workers share this folder?")
         counts["bytes"] += handle.tell()
     return counts, used
 
@@ -637,7 +653,7 @@ def remove_stale_tensors(images_dir: Path, used: set[str], jobs: Iterable[str]) 
 
 @contextmanager
 def sole_run(output_dir: Path) -> Iterator[None]:
-    """Hold a folder against other runs, and clear it of what a killed run left unfinished.
+    """Hold a folder against other runs, and clear it in the end of what is not whole.
 
     The lock ends with this process and its workers, however they end.
     """
@@ -649,40 +665,56 @@ def sole_run(output_dir: Path) -> Iterator[None]:
                 fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise DatasetError(f"{output_dir}: another run is writing there") from error
-        yield
-        for path in (*output_dir.glob(f"{TEMPORARY}*"), *output_dir.glob(f"*/{TEMPORARY}*")):
-            path.unlink()
+        try:
+            yield
+        finally:
+            for path in (*output_dir.glob(f"{TEMPORARY}*"), *output_dir.glob(f"*/{TEMPORARY}*")):
+                path.unlink(missing_ok=True)
 
 
-def build_dataset(args: argparse.Namespace) -> Counter[str]:
-    """Make the dataset of all jobs, or bring it up to date, and return what the summary counts."""
-    jobs = find_jobs(args.input_dir)
-    images_dir = args.output_dir / IMAGES_DIR
+def make_folders(input_dir: Path, output_dir: Path) -> Path:
+    """Make the folder of the tensors and return it; refuse an output inside of a job."""
+    images_dir = output_dir / IMAGES_DIR
+    for folder in images_dir.resolve().parents:
+        if folder.parent == input_dir.resolve() and folder.name.startswith("jid"):
+            raise DatasetError(f"{output_dir}: lies in a job folder, {folder}; choose another -o")
     try:
         images_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{images_dir}: cannot be made: {error.strerror}") from error
-    tasks = ((args.input_dir / jid, images_dir, args.overwrite) for jid in jobs)
+    return images_dir
+
+
+def build_dataset(args: argparse.Namespace) -> Counter[str]:
+    """Make the dataset of all jobs, or bring it up to date, and return what the summary counts."""
+    input_dir, output_dir = args.input_dir, args.output_dir
+    if args.scheduler:  # its workers run in other folders
+        input_dir, output_dir = input_dir.absolute(), output_dir.absolute()
+    jobs = find_jobs(input_dir)
+    images_dir = make_folders(input_dir, output_dir)
+    tasks = ((input_dir / jid, images_dir, args.overwrite) for jid in jobs)
     workers = min(args.workers, len(jobs))
-    with sole_run(args.output_dir), open_executor(workers, args.scheduler) as (executor, slots):
+    with sole_run(output_dir), open_executor(workers, args.scheduler) as (executor, slots):
         results = show_progress(run_jobs(executor, tasks, AHEAD * slots), len(jobs))
-        counts, used = write_index(results, args.output_dir / INDEX_NAME)
+        counts, used = write_index(results, output_dir)
         remove_stale_tensors(images_dir, used, jobs)
     return counts
 
 
-def summary(counts: Counter, output_dir: Path, seconds: float) -> str:
+def summary(counts: Counter[str], index_path: Path, seconds: float) -> str:
     """Return the closing lines of a run."""
-    real, bogus, size = counts["real"], counts["bogus"], counts["bytes"] / 1e6
+    real, bogus = counts["real"], counts["bogus"]
     percent = 100 / max(real + bogus, 1)
-    return f"""{output_dir / INDEX_NAME}
-  jobs         {counts["jobs written"]:,} written, {counts["jobs up to date"]:,} up to date, \
-{counts["jobs left out"]:,} left out
-  candidates   {real + bogus:,}: {real:,} real ({real * percent:.1f} %), {bogus:,} bogus \
-({bogus * percent:.1f} %)
-  dropped      {counts["no position"]:,} without a position, {counts["off the image"]:,} off the \
-image
-  written      {size:,.1f} MB in {seconds:.1f} s"""
+    return (
+        f"{index_path}\n"
+        f"  jobs         {counts['jobs written']:,} written, {counts['jobs up to date']:,} up to"
+        f" date, {counts['jobs left out']:,} left out\n"
+        f"  candidates   {real + bogus:,}: {real:,} real ({real * percent:.1f} %),"
+        f" {bogus:,} bogus ({bogus * percent:.1f} %)\n"
+        f"  dropped      {counts['no position']:,} without a position,"
+        f" {counts['off the image']:,} off the image\n"
+        f"  written      {counts['bytes'] / 1e6:,.1f} MB in {seconds:.1f} s"
+    )
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -721,7 +753,7 @@ def main(argv: list[str] | None = None) -> int:
         if lacking:
             names = ", ".join(f"{column} ({number} jobs)" for column, number in lacking.items())
             LOG.warning(f"columns missing from catalogs, left empty: {names}")
-        print(summary(counts, args.output_dir, time.monotonic() - start), flush=True)
+        print(summary(counts, args.output_dir / INDEX_NAME, time.monotonic() - start), flush=True)
     except (DatasetError, OutputError, OSError) as error:
         LOG.error(error)
         return 1

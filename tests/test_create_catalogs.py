@@ -1,5 +1,8 @@
 """create_dataset.py, from catalogs to index rows."""
 
+import io
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,54 +19,63 @@ def expected_columns(catalog: pd.DataFrame) -> pd.DataFrame:
     return catalog[list(CATALOG_COLUMNS)].astype(float)
 
 
+def read(job: Path) -> pd.DataFrame:
+    return pd.DataFrame(read_catalog(job))
+
+
 def index_of(catalog: pd.DataFrame, shape: tuple[int, int] = SHAPE) -> pd.DataFrame:
-    return create_dataset.index_rows(catalog, "jid007", shape)[0]
+    rows, _ = create_dataset.index_rows(columns_of(catalog), "jid007", shape)
+    return pd.read_csv(io.StringIO(rows), names=create_dataset.INDEX_COLUMNS)
 
 
-def read_text(tmp_path, text: str) -> pd.DataFrame:
+def columns_of(catalog: pd.DataFrame) -> dict[str, np.ndarray]:
+    return {name: catalog[name].to_numpy(dtype=float) for name in catalog}
+
+
+def read_text(tmp_path: Path, text: str) -> pd.DataFrame:
     (tmp_path / "psfcat.csv").write_bytes(text.encode("latin-1"))
-    return read_catalog(tmp_path)
+    return read(tmp_path)
 
 
 def test_one_file_gives_every_column_to_the_last_bit(tmp_path):
     catalog = make_catalog()
-    read = read_catalog(write_job(tmp_path, catalog=catalog))
-    pd.testing.assert_frame_equal(read, expected_columns(catalog), check_exact=True)
+    found = read(write_job(tmp_path, catalog=catalog))
+    pd.testing.assert_frame_equal(found, expected_columns(catalog), check_exact=True)
 
 
 def test_two_files_are_joined_on_id_and_not_by_row_order(tmp_path):
     catalog = make_catalog()
     job = write_job(tmp_path)
     write_two_tables(job, catalog, ORDER)
-    read = read_catalog(job)
+    found = read(job)
     pd.testing.assert_frame_equal(
-        read[list(CATALOG_COLUMNS)], expected_columns(catalog), check_exact=True
+        found[list(CATALOG_COLUMNS)], expected_columns(catalog), check_exact=True
     )
 
 
 def test_finder_is_not_asked_where_psfcat_has_everything(tmp_path):
     job = write_job(tmp_path)
     (job / FINDER).write_text("id peak\n99 1.0\n")
-    assert len(read_catalog(job)) == 12
+    assert len(read(job)) == 12
 
 
 def test_columns_of_psfcat_win_over_the_finders(tmp_path):
     job = write_job(tmp_path)
     (job / "psfcat.csv").write_text("id,flux,match\n1,10,-1\n2,20,-1\n")
     (job / FINDER).write_text("id flux xcentroid ycentroid\n2 -2 7 8\n1 -1 5 6\n")
-    read = read_catalog(job)
-    assert read["flux"].tolist() == [10, 20]
-    assert read["x"].tolist() == [5, 7]
+    found = read(job)
+    assert found["flux"].tolist() == [10, 20]
+    assert found["x"].tolist() == [5, 7]
 
 
 def test_finder_rows_are_taken_in_order_where_psfcat_has_no_id(tmp_path):
     job = write_job(tmp_path)
     (job / "psfcat.csv").write_text("flags,match\n0,-1\n4,3\n")
     (job / FINDER).write_text("id xcentroid ycentroid\n8 1 2\n9 3 4\n")
-    read = read_catalog(job)
-    assert read["id"].tolist() == [8, 9]
-    assert read["x"].tolist() == [1, 3]
-    assert read["match"].tolist() == [-1, 3]
+    found = read(job)
+    assert found["id"].tolist() == [8, 9]
+    assert found["x"].tolist() == [1, 3]
+    assert found["match"].tolist() == [-1, 3]
 
 
 @pytest.mark.parametrize(
@@ -100,14 +112,14 @@ def test_tables_that_do_not_match_one_to_one_are_refused(tmp_path, psfcat, finde
 )
 def test_aliases_are_taken_in_order_of_preference(tmp_path, header, expected):
     both = f"{header},{header.replace('x', 'y')},match"
-    read = read_text(tmp_path, f"{both}\n1,2,3,4,11,12,13,14,-1\n")
-    assert read[["x", "y"]].to_numpy().tolist() == [[expected, expected + 10]]
+    found = read_text(tmp_path, f"{both}\n1,2,3,4,11,12,13,14,-1\n")
+    assert found[["x", "y"]].to_numpy().tolist() == [[expected, expected + 10]]
 
 
 @pytest.mark.parametrize(("header", "expected"), [("n_pixels,other", 25), ("n_pixels,npix", 9)])
 def test_n_pixels_is_npix_where_there_is_no_npix(tmp_path, header, expected):
-    read = read_text(tmp_path, f"x,y,match,{header}\n1,1,-1,25,9\n")
-    assert read["npix"].tolist() == [expected]
+    found = read_text(tmp_path, f"x,y,match,{header}\n1,1,-1,25,9\n")
+    assert found["npix"].tolist() == [expected]
 
 
 @pytest.mark.parametrize(
@@ -123,14 +135,14 @@ def test_n_pixels_is_npix_where_there_is_no_npix(tmp_path, header, expected):
     ids=["BOM", "CRLF", "blank lines", "spaces", "Latin-1 bytes", "another column"],
 )
 def test_harmless_variants_of_a_catalog_are_read(tmp_path, text):
-    read = read_text(tmp_path, text)
-    assert read[["id", "x", "y", "match"]].to_numpy().tolist() == [[1, 2, 3, -1]]
+    found = read_text(tmp_path, text)
+    assert found[["id", "x", "y", "match"]].to_numpy().tolist() == [[1, 2, 3, -1]]
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "not a readable catalog"),
+        ("", r"has no column of a catalog: \[\]"),
         ("id,x,y\n1,2,3\n", "no column match"),
         ("id,x,y,match\n1,2,3,\n2,2,3,-1\n", "match is empty or infinite in 1 of 2 rows"),
         ("id,x,y,match\n1,2,3,inf\n", "match is empty or infinite in 1 of 1 rows"),
@@ -138,7 +150,8 @@ def test_harmless_variants_of_a_catalog_are_read(tmp_path, text):
         ("id,x,y,match\n1,2,3,True\n", "'match' holds 'True' in row 1; a number"),
         ("id,x,y,match,flux\n1,2,3,-1,bright\n", "'flux' holds 'bright' in row 1"),
         ("id,x,y,match\n1,2,3,-1\n1,2,3,-1\n", "psfcat.csv: id 1 occurs more than once"),
-        ("id,x,y,match\n1,2,3,-1,5\n", "the rows are longer than the header"),
+        ("id,x,y,match\n1,2,3,-1\n2,2\n", "rows of different length: it is cut short"),
+        ("id,x,y,match\n1,2,3,-1,5\n", "rows of different length"),
         ("id,x,y,match,match\n1,2,3,-1,5\n", "column match occurs more than once"),
         ("id,x,y,match, x\n1,2,3,-1,5\n", "column x occurs more than once"),
         ("id;x;y;match\n1;2;3;-1\n", r"has no column of a catalog: \['id;x;y;match'\]"),
@@ -152,14 +165,14 @@ def test_catalogs_that_cannot_be_used_are_refused(tmp_path, text, message):
 
 
 def test_a_missing_catalog_is_refused(tmp_path):
-    with pytest.raises(DatasetError, match=r"psfcat\.csv: no such file"):
+    with pytest.raises(DatasetError, match=r"psfcat\.csv: not a readable catalog: No such file"):
         read_catalog(tmp_path)
 
 
 def test_a_header_without_rows_is_a_catalog_of_no_candidates(tmp_path):
-    read = read_text(tmp_path, "id,x,y,match\n")
-    assert len(read) == 0
-    assert len(index_of(read)) == 0
+    found = read_text(tmp_path, "id,x,y,match\n")
+    assert len(found) == 0
+    assert len(index_of(found)) == 0
 
 
 def test_index_rows_have_the_columns_of_the_contract():
@@ -183,10 +196,9 @@ def test_mag_is_empty_where_flux_is_not_positive():
 
 
 def test_columns_that_the_catalog_lacks_are_empty_and_counted():
-    rows, counts = create_dataset.index_rows(
-        make_catalog().drop(columns=["flux", "flags"]), "jid001", SHAPE
-    )
-    assert rows[["flux", "flags"]].isna().all(axis=None)
+    catalog = make_catalog().drop(columns=["flux", "flags"])
+    _, counts = create_dataset.index_rows(columns_of(catalog), "jid001", SHAPE)
+    assert index_of(catalog)[["flux", "flags"]].isna().all(axis=None)
     assert {key for key in counts if key.startswith("lacks")} == {"lacks flux", "lacks flags"}
 
 
@@ -205,9 +217,9 @@ def test_columns_that_the_catalog_lacks_are_empty_and_counted():
     ],
 )
 def test_a_candidate_stays_if_its_nearest_pixel_is_on_the_image(x, y, kept):
-    catalog = pd.DataFrame({"x": [x], "y": [y], "match": [-1.0]})
+    catalog = {"x": np.array([x]), "y": np.array([y]), "match": np.array([-1.0])}
     rows, counts = create_dataset.index_rows(catalog, "jid001", (72, 80))
-    assert len(rows) == kept
+    assert rows.count("\n") == kept
     assert counts["bogus"] == kept
     assert counts["no position"] + counts["off the image"] == (not kept)
 

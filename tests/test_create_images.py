@@ -10,13 +10,35 @@ from astropy.visualization import ManualInterval, ZScaleInterval
 from conftest import STEMS, make_images, write_job
 
 import create_dataset
-from create_dataset import DatasetError
+from create_dataset import DatasetError, Image, open_channels
 
 SCIENCE = STEMS[0]
 
 
 def tensor_of(job: Path) -> np.ndarray:
-    return create_dataset.build_tensor([create_dataset.find_image(job, stem) for stem in STEMS])
+    channels = open_channels([create_dataset.find_image(job, stem) for stem in STEMS])
+    return np.concatenate([strip.copy() for strip in create_dataset.tensor_strips(channels)])
+
+
+def read(path: Path) -> np.ndarray:
+    image = create_dataset.find_plain(path) or create_dataset.read_image(path)
+    return np.concatenate([strip.astype("=f4") for strip in create_dataset.strips(image)])
+
+
+def limits_of(pixels: np.ndarray) -> tuple[float, float]:
+    image = Image(Path("image.fits"), pixels.shape, pixels=pixels)
+    return create_dataset.find_limits(image, masked_of(image))
+
+
+def masked_of(image: Image) -> list[np.ndarray]:
+    strips = create_dataset.strips(image)
+    return [np.flatnonzero(~np.isfinite(strip)).astype(np.uint32) for strip in strips]
+
+
+def scaled(pixels: np.ndarray, vmin: float, vmax: float) -> np.ndarray:
+    image = Image(Path("image.fits"), pixels.shape, pixels=pixels)
+    channel = create_dataset.Channel(image, masked_of(image), vmin, vmax)
+    return np.concatenate([s.copy() for s in create_dataset.tensor_strips([channel])])[..., 0]
 
 
 def test_tensor_is_what_astropys_zscale_gives_of_each_channel(tmp_path):
@@ -36,36 +58,61 @@ def test_tensor_is_c_ordered_little_endian_float32_in_0_1(tmp_path):
     assert tensor.max() == 1
 
 
-def test_limits_are_bit_identical_to_astropys_on_the_finite_pixels():
-    pixels = make_images()[STEMS[2]].astype(np.float32)
-    pixels[0, 10] = np.inf
-    assert np.isnan(pixels).any()
-    expected = ZScaleInterval().get_limits(pixels[np.isfinite(pixels)])
-    assert create_dataset.zscale_limits(pixels) == tuple(map(float, expected))
+@pytest.mark.parametrize("seed", range(40))
+def test_zscale_is_bit_identical_to_astropys(seed):
+    rng = np.random.default_rng(seed)
+    size = int(rng.choice([1, 2, 3, 5, 9, 10, 60, 999, 1000]))
+    sample = rng.normal(rng.normal(0, 100), 10 ** rng.uniform(-3, 3), size)
+    sample[rng.random(size) < rng.uniform(0, 0.6)] *= rng.normal(0, 50)  # sources, or noise
+    if seed % 4 == 0:
+        sample = np.round(sample)
+    sample = np.sort(sample.astype(np.float32))
+    expected = ZScaleInterval().get_limits(sample)
+    assert create_dataset.zscale(sample) == tuple(map(float, expected))
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (31, 40), (32, 40), (33, 77), (130, 200)])
+@pytest.mark.parametrize("fraction", [0, 0.04, 0.7, 1])
+def test_limits_are_bit_identical_to_astropys_on_the_finite_pixels(shape, fraction):
+    rng = np.random.default_rng(7)
+    pixels = rng.normal(5, 3, shape).astype(np.float32)
+    pixels[rng.random(shape) < fraction] = np.nan
+    pixels[-1, -2:] = np.inf, 1000
+    pixels[0, 0] = -50
+    expected = ZScaleInterval().get_limits(pixels)
+    assert limits_of(pixels) == tuple(map(float, expected))
+
+
+def test_limits_of_a_file_are_those_of_its_pixels(tmp_path):
+    pixels = make_images(shape=(150, 90))[STEMS[2]]
+    fits.writeto(tmp_path / "image.fits", pixels)
+    image = create_dataset.find_plain(tmp_path / "image.fits")
+    expected = tuple(map(float, ZScaleInterval().get_limits(pixels)))
+    assert create_dataset.find_limits(image, masked_of(image)) == expected
 
 
 def test_minimum_and_maximum_stand_in_where_the_limits_coincide():
     pixels = np.zeros((50, 50), np.float32)
-    pixels[3, 3], pixels[4, 4] = -2, 6
+    pixels[3, 3], pixels[4, 4], pixels[40, 1] = -2, 6, np.nan
     assert ZScaleInterval().get_limits(pixels) == (0, 0)
-    assert create_dataset.zscale_limits(pixels) == (-2, 6)
+    assert limits_of(pixels) == (-2, 6)
 
 
-def test_normalise_by_hand():
+def test_scaling_by_hand():
     pixels = np.array([[-5, -1, 0], [1, 3, 4], [np.nan, np.inf, -np.inf]], np.float32)
-    scaled = create_dataset.normalise(pixels, -1.0, 3.0)
+    tensor = scaled(pixels, -1.0, 3.0)
     # Zero flux is a quarter of the way from -1 to 3, and so is every masked pixel.
-    assert scaled.tolist() == [[0, 0, 0.25], [0.5, 1, 1], [0.25, 0.25, 0.25]]
-    assert scaled.dtype == np.float32
+    assert tensor.tolist() == [[0, 0, 0.25], [0.5, 1, 1], [0.25, 0.25, 0.25]]
+    assert tensor.dtype == np.float32
 
 
-def test_normalise_clips_zero_flux_that_lies_below_the_limits():
-    assert create_dataset.normalise(np.array([[np.nan]], np.float32), 2.0, 3.0).item() == 0
+def test_zero_flux_below_the_limits_is_clipped():
+    assert scaled(np.array([[np.nan]], np.float32), 2.0, 3.0).item() == 0
 
 
-def test_normalise_leaves_its_input_alone():
+def test_scaling_leaves_the_image_alone():
     pixels = np.array([[1, np.nan]], np.float32)
-    create_dataset.normalise(pixels, 0.0, 2.0)
+    scaled(pixels, 0.0, 2.0)
     np.testing.assert_array_equal(pixels, np.array([[1, np.nan]], np.float32))
 
 
@@ -74,31 +121,41 @@ def test_normalise_leaves_its_input_alone():
     [
         (np.full((9, 9), np.nan, np.float32), "no finite pixel"),
         (np.full((9, 9), np.inf, np.float32), "no finite pixel"),
-        (np.full((9, 9), 2.5, np.float32), "all finite pixels have the value 2.5"),
+        (np.full((9, 9), 2.5, np.float32), "cannot be scaled between 2.5 and 2.5"),
     ],
 )
 def test_images_without_a_range_are_refused(pixels, message):
     with pytest.raises(DatasetError, match=message):
-        create_dataset.zscale_limits(pixels)
+        limits_of(pixels)
 
 
 @pytest.mark.parametrize("distance", [1e-60, 6e38])
 def test_limits_that_float32_cannot_tell_apart_or_span_are_refused(monkeypatch, distance):
-    monkeypatch.setattr(ZScaleInterval, "get_limits", lambda self, values: (0.0, distance))
-    with pytest.raises(DatasetError, match="cannot be scaled in float32"):
-        create_dataset.zscale_limits(np.zeros((9, 9), np.float32))
+    monkeypatch.setattr(create_dataset, "zscale", lambda sample: (0.0, distance))
+    with pytest.raises(DatasetError, match="cannot be scaled between 0 and"):
+        limits_of(np.zeros((9, 9), np.float32))
 
 
-def test_a_tensor_is_checked_before_it_is_returned(tmp_path, monkeypatch):
-    monkeypatch.setattr(create_dataset, "normalise", lambda pixels, *limits: pixels * np.nan)
-    with pytest.raises(DatasetError, match=r"jid001: the tensor is not in \[0, 1\]"):
+def test_a_tensor_is_checked_before_it_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(np, "clip", lambda pixels, low, high, out: out.fill(np.nan))
+    with pytest.raises(DatasetError, match="jid001: NaN in the tensor"):
         tensor_of(write_job(tmp_path))
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_an_error_of_its_job(tmp_path):
+    path = write_job(tmp_path) / f"{SCIENCE}.fits"
+    image = create_dataset.find_plain(path)
+    truncate(path, 2880 + 100)
+    with pytest.raises(DatasetError, match="became shorter while it was read"):
+        list(create_dataset.strips(image))
 
 
 def test_shapes_that_differ_are_refused(tmp_path):
     images = make_images()
     images[STEMS[3]] = images[STEMS[3]][:-1]
-    with pytest.raises(DatasetError, match=r"scorrimage_masked.fits: \(71, 80\).*\(72, 80\)"):
+    with pytest.raises(
+        DatasetError, match=r"scorrimage_masked.fits: \(71, 80\) pixels; bkg.* has \(72, 80\)"
+    ):
         tensor_of(write_job(tmp_path, images=images))
 
 
@@ -123,13 +180,38 @@ READABLE = {
 }
 
 
+PLAIN = ("big-endian", "first of two")
+
+
+@pytest.mark.parametrize("name", READABLE)
+def test_only_unscaled_float32_at_the_begin_of_a_file_is_read_without_astropy(tmp_path, name):
+    fits.HDUList([hdu.copy() for hdu in READABLE[name]]).writeto(tmp_path / "image.fits")
+    assert (create_dataset.find_plain(tmp_path / "image.fits") is not None) == (name in PLAIN)
+
+
+@pytest.mark.parametrize("key", ["BSCALE", "BZERO"])
+def test_scaled_float32_is_left_to_astropy(tmp_path, key):
+    hdu = fits.PrimaryHDU(IMAGE.copy())
+    hdu.header[key] = 2.0
+    hdu.writeto(tmp_path / "image.fits")
+    expected = IMAGE * 2 if key == "BSCALE" else IMAGE + 2
+    np.testing.assert_array_equal(read(tmp_path / "image.fits"), expected)
+
+
+def test_a_long_header_is_read_to_its_end(tmp_path):
+    hdu = fits.PrimaryHDU(IMAGE)
+    for number in range(200):
+        hdu.header[f"KEY{number}"] = (number, "END of nothing")
+    hdu.writeto(tmp_path / "image.fits")
+    image = create_dataset.find_plain(tmp_path / "image.fits")
+    assert (image.offset, image.shape) == (2880 * 6, (20, 30))
+    np.testing.assert_array_equal(read(tmp_path / "image.fits"), IMAGE)
+
+
 @pytest.mark.parametrize("hdus", READABLE.values(), ids=READABLE)
 def test_the_first_two_dimensional_image_is_read(tmp_path, hdus):
     fits.HDUList([hdu.copy() for hdu in hdus]).writeto(tmp_path / "image.fits")
-    pixels = create_dataset.read_image(tmp_path / "image.fits")
-    np.testing.assert_array_equal(pixels, IMAGE)
-    assert pixels.dtype == np.dtype("=f4")
-    assert pixels.flags.c_contiguous
+    np.testing.assert_array_equal(read(tmp_path / "image.fits"), IMAGE)
 
 
 def test_bscale_and_bzero_are_applied(tmp_path):
@@ -137,7 +219,7 @@ def test_bscale_and_bzero_are_applied(tmp_path):
     hdu.scale("int16", bscale=0.5, bzero=100)
     hdu.writeto(tmp_path / "image.fits")
     assert fits.getheader(tmp_path / "image.fits")["BSCALE"] == 0.5
-    np.testing.assert_array_equal(create_dataset.read_image(tmp_path / "image.fits"), IMAGE)
+    np.testing.assert_array_equal(read(tmp_path / "image.fits"), IMAGE)
 
 
 @pytest.mark.parametrize("dtype", [np.int16, np.uint16, np.int32, np.uint32, np.uint8])
@@ -145,13 +227,13 @@ def test_blank_integers_are_masked(tmp_path, dtype):
     hdu = fits.PrimaryHDU(np.array([[7, 8, 9]], dtype))
     hdu.header["BLANK"] = int(8 - hdu.header.get("BZERO", 0))  # of the number as it is stored
     hdu.writeto(tmp_path / "image.fits")
-    pixels = create_dataset.read_image(tmp_path / "image.fits")
+    pixels = read(tmp_path / "image.fits")
     np.testing.assert_array_equal(pixels, [[7, np.nan, 9]])
 
 
 def test_float64_beyond_float32_is_masked(tmp_path):
     fits.writeto(tmp_path / "image.fits", np.array([[1e300, 1.0]]))
-    assert create_dataset.read_image(tmp_path / "image.fits").tolist() == [[np.inf, 1]]
+    assert read(tmp_path / "image.fits").tolist() == [[np.inf, 1]]
 
 
 def test_compressed_files_stand_in_in_order_of_preference(tmp_path):
@@ -201,14 +283,14 @@ BROKEN = {
         lambda path: replace_with(path, fits.PrimaryHDU(), TABLE),
         "no HDU with a 2-D image",
     ),
-    "a folder": (turn_into_folder, "not a file"),
+    "a folder": (turn_into_folder, "Is a directory"),
     "all NaN": (
         lambda path: replace_with(path, fits.PrimaryHDU(np.full((72, 80), np.nan))),
         "no finite pixel",
     ),
     "constant": (
         lambda path: replace_with(path, fits.PrimaryHDU(np.ones((72, 80)))),
-        "all finite pixels have the value 1",
+        "cannot be scaled between 1 and 1",
     ),
 }
 

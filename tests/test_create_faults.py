@@ -1,0 +1,366 @@
+"""create_dataset.py, faults of whole runs: killed, interrupted, no space, no permission, rivals."""
+
+import os
+import pty
+import random
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from conftest import make_images, write_job
+
+import create_dataset
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+
+JOBS, SIZE = 40, 256  # jobs, and pixels a side: a run of some tenths of a second
+TENSOR_BYTES = 128 + 16 * SIZE * SIZE
+KILLS = 20
+LIMIT_S = 30  # on every wait: many times what it takes
+GOES_ON = "ERROR: interrupted: finished tensors are kept; the same command goes on from there"
+
+
+def wait_for(condition: Callable[[], object], limit_s: float = LIMIT_S) -> None:
+    end = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.001)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def finished(out: Path) -> dict[str, tuple[int, int]]:
+    """Return the inode and the time of change of each tensor under its final name."""
+    stats = {path.name: path.stat() for path in (out / "images").glob("*.npy")}
+    return {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in stats.items()}
+
+
+def unfinished(out: Path) -> list[Path]:
+    return list(out.rglob(f"{create_dataset.TEMPORARY}*"))
+
+
+def members(group: int) -> dict[int, str]:
+    """Return the living processes of a group and their states, the letters of proc(5)."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # ended since
+            state, _, of_group = path.read_text().rpartition(")")[2].split()[:3]
+            if int(of_group) == group and state not in "ZX":
+                found[int(path.parent.name)] = state
+    return found
+
+
+def freeze(process: subprocess.Popen, out: Path, least: int = 3) -> None:
+    """Stop a run where it has some tensors finished and another half written."""
+
+    def is_frozen() -> bool:
+        assert process.poll() is None, "the run ended before it could be stopped"
+        os.killpg(process.pid, signal.SIGSTOP)
+        wait_for(lambda: set(members(process.pid).values()) == {"T"})
+        if len(finished(out)) >= least and unfinished(out / "images"):
+            return True
+        os.killpg(process.pid, signal.SIGCONT)
+        return False
+
+    wait_for(is_frozen)
+
+
+def writer(group: int) -> int:
+    """Return the process of a group that has an unfinished tensor open."""
+    for number in members(group):
+        links = Path(f"/proc/{number}/fd").iterdir()
+        if any(f"images/{create_dataset.TEMPORARY}" in str(link.readlink()) for link in links):
+            return number
+    raise AssertionError("no process has an unfinished tensor open")
+
+
+def finish(process: subprocess.Popen) -> tuple[int, str]:
+    """Wait for a run and return its exit code and its stderr, in which no traceback may be."""
+    _, error = process.communicate(timeout=LIMIT_S)
+    assert "Traceback" not in error
+    return process.returncode, error
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen]]:
+    """Return a function that starts a run in a process group of its own."""
+    begun = []
+
+    def start(raw: Path, out: Path, *options: str, prefix: tuple = ()) -> subprocess.Popen:
+        command = [*prefix, sys.executable, create_dataset.__file__, "-i", raw, "-o", out, *options]
+        begun.append(
+            subprocess.Popen(
+                command,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+        )
+        return begun[-1]
+
+    yield start
+    for process in begun:
+        with process, suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def run(start) -> Callable[..., tuple[int, str]]:
+    """Return a function that makes a whole run and returns its exit code and its stderr."""
+    return lambda *args, **keywords: finish(start(*args, **keywords))
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory) -> Path:
+    """Return a folder of jobs that takes a run some tenths of a second."""
+    folder = tmp_path_factory.mktemp("faults") / "raw"
+    for number in range(1, JOBS + 1):
+        images = make_images(number, (SIZE, SIZE))
+        write_job(folder, f"jid{number:03d}", images=images, seed=number)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(raw) -> dict[str, bytes]:
+    """Return the files of the dataset that an undisturbed run makes."""
+    out = raw.with_name("undisturbed")
+    command = [sys.executable, create_dataset.__file__, "-i", raw, "-o", out]
+    subprocess.run(command, check=True, capture_output=True, timeout=LIMIT_S)
+    return contents(out)
+
+
+@pytest.fixture
+def held(raw, tmp_path) -> Path:
+    """Return the same jobs, where a run stops at the last and waits for ever for its catalog."""
+    shutil.copytree(raw, tmp_path / "held", copy_function=os.link)
+    catalog = tmp_path / "held" / f"jid{JOBS:03d}" / "psfcat.csv"
+    catalog.unlink()
+    os.mkfifo(catalog)
+    return tmp_path / "held"
+
+
+@pytest.fixture
+def mount(tmp_path) -> Iterator[Callable[[str], Path]]:
+    """Return a function that mounts a small file system, or mounts it again with new options."""
+    folder = tmp_path / "mounted"
+    folder.mkdir()
+
+    def mount(options: str) -> Path:
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S)
+        if done.returncode:
+            pytest.skip(f"mounting is not permitted here: {done.stderr.strip()}")
+        return folder
+
+    yield mount
+    if folder.is_mount():
+        subprocess.run(["umount", "--lazy", folder], check=True, timeout=LIMIT_S)
+
+
+def test_a_run_that_was_killed_again_and_again_is_continued(
+    raw, held, undisturbed, start, run, tmp_path
+):
+    out, rng = tmp_path / "out", random.Random(0)
+    for target in sorted(rng.sample(range(JOBS - 5), KILLS)):
+        process = start(held, out, "--workers", "2")
+        wait_for(lambda: len(finished(out)) >= target)  # noqa: B023
+        time.sleep(rng.uniform(0, 0.01))  # a job takes as long
+        os.killpg(process.pid, signal.SIGKILL)
+        assert process.wait(LIMIT_S) == -signal.SIGKILL
+        wait_for(lambda: not members(process.pid))  # noqa: B023
+    kept = finished(out)
+    assert kept
+    assert unfinished(out)
+    assert run(raw, out) == (0, "")
+    assert contents(out) == undisturbed
+    assert kept.items() <= finished(out).items()
+
+
+def test_workers_end_by_themselves_where_their_parent_was_killed(
+    raw, undisturbed, start, run, tmp_path
+):
+    process = start(raw, tmp_path / "out", "--workers", "2")
+    freeze(process, tmp_path / "out")
+    workers = members(process.pid).keys() - {process.pid}
+    assert len(workers) == 2
+    process.kill()
+    assert process.wait(LIMIT_S) == -signal.SIGKILL
+    os.killpg(process.pid, signal.SIGCONT)
+    wait_for(lambda: not members(process.pid), limit_s=10)
+    assert len(finished(tmp_path / "out")) < JOBS
+    assert process.stderr.read() == ""
+    assert run(raw, tmp_path / "out") == (0, "")
+    assert contents(tmp_path / "out") == undisturbed
+
+
+def test_ctrl_c_in_the_middle_of_a_run(raw, undisturbed, start, run, tmp_path):
+    process = start(raw, tmp_path / "out", "--workers", "2")
+    freeze(process, tmp_path / "out")
+    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, signal.SIGCONT)
+    code, error = finish(process)
+    assert code == 130
+    stopped, goes_on = error.splitlines()
+    print(error)
+    done = re.fullmatch(rf"WARNING: stopped after (\d+) of {JOBS} jobs; .*", stopped)
+    assert goes_on == GOES_ON
+    kept = finished(tmp_path / "out")
+    assert int(done[1]) <= len(kept) < JOBS
+    assert contents(tmp_path / "out").items() <= undisturbed.items()  # whole tensors alone
+    assert run(raw, tmp_path / "out") == (0, "")
+    assert contents(tmp_path / "out") == undisturbed
+    assert kept.items() <= finished(tmp_path / "out").items()
+
+
+def test_a_worker_that_dies_ends_the_run(raw, undisturbed, start, run, tmp_path):
+    process = start(raw, tmp_path / "out", "--workers", "2")
+    freeze(process, tmp_path / "out")
+    kept = finished(tmp_path / "out")
+    os.kill(writer(process.pid), signal.SIGKILL)
+    os.killpg(process.pid, signal.SIGCONT)
+    code, error = finish(process)
+    print(error)
+    assert code == 1
+    assert "ERROR: a worker died" in error
+    assert kept.items() <= finished(tmp_path / "out").items()
+    assert contents(tmp_path / "out").items() <= undisturbed.items()
+    assert run(raw, tmp_path / "out") == (0, "")
+    assert contents(tmp_path / "out") == undisturbed
+
+
+def test_a_full_disk(raw, undisturbed, mount, run):
+    space = 8 << 20
+    out = mount(f"size={space}") / "out"
+    code, error = run(raw, out)
+    print(error)
+    assert code == 1
+    message = re.search(
+        rf"ERROR: {out}/images/jid\d+.npy: cannot be written: No space left on device:"
+        r" 1.0 MB are needed, ([\d.]+) MB are free",
+        error,
+    )
+    assert message
+    assert len(error.splitlines()) == 2
+    assert finished(out)
+    assert contents(out).items() <= undisturbed.items()
+    mount(f"remount,size={2 * JOBS * TENSOR_BYTES}")
+    assert run(raw, out) == (0, "")
+    assert contents(out) == undisturbed
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (False, "images: cannot be made: Read-only file system"),
+        (True, "master_index.csv: cannot be written: Read-only file system"),
+    ],
+)
+def test_a_file_system_that_is_mounted_read_only(raw, mount, run, made, message):
+    out = mount("size=1m") / "out"
+    if made:
+        (out / "images").mkdir(parents=True)
+    mount("remount,ro")
+    code, error = run(raw, out)
+    print(error)
+    assert code == 1
+    assert f"ERROR: {out}/{message}\n" in error
+    assert out.exists() == made
+    assert contents(out) == {}
+
+
+def test_a_folder_without_write_permission(raw, run, tmp_path):
+    (tmp_path / "out" / "images").mkdir(parents=True, mode=0o555)
+    prefix = ()
+    if os.geteuid() == 0:  # root writes everywhere, unless it gives that up
+        prefix = ("setpriv", "--bounding-set", "-dac_override")
+        if not shutil.which("setpriv"):
+            pytest.skip("no setpriv, which takes root's right to write everywhere")
+    code, error = run(raw, tmp_path / "out", prefix=prefix)
+    print(error)
+    assert code == 1
+    message = r"ERROR: {}/images/jid\d+.npy: cannot be written: Permission denied\n"
+    assert re.search(message.format(tmp_path / "out"), error)
+    assert contents(tmp_path / "out") == {}
+
+
+def test_a_second_run_into_the_same_output_is_refused(raw, undisturbed, start, run, tmp_path):
+    process = start(raw, tmp_path / "out", "--workers", "2")
+    freeze(process, tmp_path / "out")
+    before = contents(tmp_path / "out")
+    message = f"ERROR: {tmp_path}/out: another run is writing there\n"
+    assert run(raw, tmp_path / "out") == (1, message)
+    assert contents(tmp_path / "out") == before
+    os.killpg(process.pid, signal.SIGCONT)
+    assert finish(process) == (0, "")
+    assert contents(tmp_path / "out") == undisturbed
+
+
+def test_a_line_of_progress_every_hundred_jobs(run, tmp_path):
+    for number in range(1, 201):
+        write_job(tmp_path / "raw", f"jid{number:03d}", images=make_images(shape=(64, 64)))
+    code, error = run(tmp_path / "raw", tmp_path / "out")
+    print(error)
+    assert code == 0
+    line = r"INFO: {} of 200 jobs, \d+\.\d a second, \d+ min left\n"
+    assert re.fullmatch(line.format(100) + line.format(200), error)
+
+
+def test_a_bar_of_progress_on_a_terminal(raw, tmp_path):
+    terminal, stderr = pty.openpty()
+    termios.tcsetwinsize(stderr, (24, 80))
+    command = [sys.executable, create_dataset.__file__, "-i", raw, "-o", tmp_path / "out"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr)
+    os.close(stderr)
+    text, end = b"", time.monotonic() + LIMIT_S
+    with process:
+        with suppress(OSError):  # EIO: all that had the terminal open have ended
+            while select.select([terminal], [], [], end - time.monotonic())[0]:
+                text += os.read(terminal, 1 << 16)
+        os.close(terminal)
+        process.kill()
+    print(text)
+    assert process.returncode == 0
+    assert re.search(rb"100%\S* 40/40 \[.*, *[\d.]+job/s\]", text)
+    assert b"Traceback" not in text
+
+
+@pytest.mark.parametrize("workers", ["1", "2", "3"])
+def test_bytes_do_not_depend_on_the_number_of_workers(raw, undisturbed, run, tmp_path, workers):
+    assert run(raw, tmp_path / "out", "--workers", workers) == (0, "")
+    assert contents(tmp_path / "out") == undisturbed
+
+
+def test_bytes_are_the_same_from_workers_that_start_afresh(raw, undisturbed, tmp_path, monkeypatch):
+    monkeypatch.setattr(create_dataset, "START_METHOD", "spawn")  # Windows and macOS do so
+    assert create_dataset.main(["-i", str(raw), "-o", str(tmp_path / "out")]) == 0
+    assert contents(tmp_path / "out") == undisturbed
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--workers", "0"), "--workers: expected 1 to 1024, got 0"),
+        (
+            ("--workers", "3", "--scheduler", "127.0.0.1:1"),
+            "argument --scheduler: not allowed with argument --workers",
+        ),
+    ],
+)
+def test_wrong_usage(raw, run, tmp_path, options, message):
+    code, error = run(raw, tmp_path / "out", *options)
+    assert code == 2
+    assert error.endswith(f"create_dataset.py: error: {message}\n")
+    assert not (tmp_path / "out").exists()
