@@ -258,6 +258,8 @@ def finite_sample(image: Image, masked: Sequence[np.ndarray]) -> np.ndarray:
         for number in position.tolist():
             handle.seek(image.offset + 4 * number)
             cells += handle.read(4)
+    if len(cells) < 4 * position.size:
+        raise DatasetError(f"{image.path}: became shorter while it was read")
     return np.sort(np.frombuffer(cells, ">f4").astype(np.float32))
 
 
@@ -478,7 +480,8 @@ def atomic_write(path: Path, size: int = 0) -> Iterator[BinaryIO]:
         reason = error.strerror or str(error)
         if error.errno == errno.ENOSPC:
             free = shutil.disk_usage(path.parent).free
-            reason += f": {size / 1e6:,.1f} MB are needed, {free / 1e6:,.1f} MB are free"
+            needed = f"{size / 1e6:,.1f} MB are needed, " if size else ""
+            reason += f": {needed}{free / 1e6:,.1f} MB are free"
         raise OutputError(f"{path}: cannot be written: {reason}") from error
 
 
@@ -487,8 +490,6 @@ def write_tensor(path: Path, channels: Sequence[Channel]) -> int:
     shape = (*channels[0].image.shape, len(channels))
     size = NPY_HEADER_BYTES + 4 * int(np.prod(shape))
     with atomic_write(path, size) as handle:
-        if hasattr(os, "posix_fallocate"):  # tells at once that a disk is full, and saves time
-            os.posix_fallocate(handle.fileno(), 0, size)
         header = {"descr": "<f4", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(handle, header)
         for strip in tensor_strips(channels):
@@ -730,10 +731,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     add("--overwrite", action="store_true", help="rebuild also the tensors that are up to date")
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    default = str(min(cpus or 1, MAX_WORKERS))  # a text: argparse takes an equal number for unset
     add = parser.add_mutually_exclusive_group().add_argument
-    add(
-        "--workers", type=int, default=min(cpus or 1, MAX_WORKERS), help="processes on this machine"
-    )
+    add("--workers", type=int, default=default, help="processes on this machine")
     add("--scheduler", help="address of a Dask scheduler whose workers are to do it instead")
     args = parser.parse_args(argv)
     if not 1 <= args.workers <= MAX_WORKERS:

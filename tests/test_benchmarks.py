@@ -1,0 +1,142 @@
+"""The benchmark as a real process on tiny jobs: the lines of its table, never its times."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from benchmarks import bench_create_dataset as bench
+from conftest import write_job
+
+import create_dataset
+
+ROWS = {  # line of the table: whether it has a spread
+    "textbook, s": True,
+    "cat, s": True,
+    "ours, s": True,
+    "textbook / ours": True,
+    "ours / cat": True,
+    "textbook, 2 jobs, MB": True,
+    "ours, 2 jobs, MB": True,
+    "ours, 1 job, MB": False,
+    "first tenth, ms/job": False,
+    "last tenth, ms/job": False,
+    "last / first": False,
+    "index of 5 jobs, ms/job": True,
+    "index of 10 jobs, ms/job": True,
+    "index of 20 jobs, ms/job": True,
+}
+
+
+def command(work_dir: Path, *options: str | Path) -> list[str | Path]:
+    return [sys.executable, bench.__file__, "--work_dir", work_dir, "--jobs", "2", *options]
+
+
+def run(work_dir: Path, *options: str | Path) -> subprocess.CompletedProcess:
+    return subprocess.run(command(work_dir, *options), capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory) -> list[str]:
+    folder = tmp_path_factory.mktemp("bench")
+    done = run(folder, "--size", "256", "--pairs", "2", "--small_jobs", "20")
+    assert done.returncode == 0, done.stderr
+    assert list(folder.iterdir()) == []
+    return done.stdout.splitlines()
+
+
+def test_heading_tells_what_was_measured(table):
+    heading = r"create_dataset.py: 2 jobs of 256 x 256 pixels; tensors within [\de.-]+ of the .*"
+    assert re.fullmatch(heading, table[0])
+    assert re.fullmatch(r"workers 2, processors \d+, rounds 2", table[1])
+    assert table[2].split() == ["median", "min", "max"]
+
+
+def test_every_figure_has_its_line_in_order(table):
+    titles = ["speed", "memory", "growth, 20 jobs of 64 x 64 pixels"]
+    assert [line for line in table[3:] if not line.startswith(" ")] == titles
+    lines = [re.split(r"\s{2,}", line.strip()) for line in table[3:] if line.startswith(" ")]
+    assert {what: len(values) == 3 for what, *values in lines} == ROWS
+    assert [what for what, *_ in lines] == list(ROWS)
+
+
+def test_median_lies_between_min_and_max(table):
+    for line in table[3:]:
+        values = [float(text.replace(",", "")) for text in re.findall(r"[\d,]+\.\d\d", line)]
+        if len(values) == 3:
+            assert values[1] <= values[0] <= values[2], line
+
+
+def test_peaks_are_those_of_processes_that_hold_numpy(table):
+    for line in table:
+        if ", MB" in line:
+            assert 20 < float(line.split()[-1].replace(",", "")) < 2000, line
+
+
+def test_image_names_are_those_of_create_dataset():
+    assert [f"{stem}.fits" for stem in create_dataset.CHANNELS.values()] == bench.IMAGE_NAMES
+
+
+def test_pace_takes_each_tenth_by_itself(tmp_path):
+    for number in range(30):  # one a second, and the last three take two seconds each
+        path = tmp_path / f"jid{number:03d}.npy"
+        path.touch()
+        seconds = 1000 + number + max(0, number - 27)
+        bench.os.utime(path, (seconds, seconds))
+    assert bench.pace(tmp_path) == {
+        "first tenth, ms/job": [1000],
+        "last tenth, ms/job": [2000],
+        "last / first": [2],
+    }
+
+
+def test_tensors_that_differ_are_an_error(tmp_path, monkeypatch):
+    job = write_job(tmp_path / "jobs", "jid001")
+    wrong = bench.TEXTBOOK.replace("nan_to_num(pixels) - vmin", "nan_to_num(pixels) - vmin + 1e-4")
+    monkeypatch.setattr(bench, "TEXTBOOK", wrong)
+    commands = bench.make_round(job.parent, tmp_path, 1)
+    with pytest.raises(bench.BenchmarkError, match=r"create_dataset.py: off by .* textbook"):
+        bench.warm_up(job.parent, commands)
+
+
+def test_a_command_that_fails_is_named_with_what_it_said(tmp_path):
+    for jid in ("jid001", "jid002"):
+        job = write_job(tmp_path / "jobs", jid)
+    (job / "psfcat.csv").unlink()
+    (tmp_path / "work").mkdir()
+    done = run(tmp_path / "work", "--jobs_dir", tmp_path / "jobs")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.search(r"ERROR: ours: exit code 1 of .*create_dataset\.py", done.stderr)
+    assert "ERROR: jid002 left out: " in done.stderr
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_ctrl_c_is_130_and_leaves_nothing(tmp_path):
+    process = subprocess.Popen(
+        command(tmp_path, "--size", "256"), stderr=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    while not list(tmp_path.glob("*/simulated")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate()
+    assert (process.returncode, out) == (130, b"")
+    assert b"interrupted" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--pairs", "0"), "--pairs: expected 1 or more, got 0"),
+        (("--small_jobs", "19"), "--small_jobs: expected 20 or more"),
+        (("--size", "256", "--jobs_dir", "jobs"), "not allowed with argument --size"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2(options, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        bench.main(list(options))
+    assert message in capsys.readouterr().err
