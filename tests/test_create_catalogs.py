@@ -229,3 +229,11 @@ def test_natural_order_of_job_names():
     assert sorted(names, key=create_dataset.natural_key) == [
         *("jid", "jid1", "jid02", "jid2", "jid2b", "jid10")
     ]
+
+
+def test_two_hundred_thousand_candidates_are_read_and_written_to_the_last_bit(tmp_path):
+    catalog = make_catalog(200_000)
+    found = read(write_job(tmp_path, catalog=catalog, images={}))
+    pd.testing.assert_frame_equal(found, expected_columns(catalog), check_exact=True)
+    index = index_of(found, (1000, 1000))
+    pd.testing.assert_frame_equal(index[list(CATALOG_COLUMNS)], found, check_exact=True)

@@ -236,6 +236,16 @@ def test_float64_beyond_float32_is_masked(tmp_path):
     assert read(tmp_path / "image.fits").tolist() == [[np.inf, 1]]
 
 
+def test_infinite_pixels_are_masked_like_nan(tmp_path):
+    images = make_images()
+    expected = tensor_of(write_job(tmp_path, images=images))
+    for stem in STEMS[2:]:
+        masked = np.isnan(images[stem])
+        images[stem][masked] = np.resize([np.inf, -np.inf, np.nan], masked.sum())
+    tensor = tensor_of(write_job(tmp_path, "jid002", images=images))
+    np.testing.assert_array_equal(tensor, expected)
+
+
 def test_compressed_files_stand_in_in_order_of_preference(tmp_path):
     for suffix in (".fits.fz", ".fits.gz", ".fits"):
         (tmp_path / f"{SCIENCE}{suffix}").touch()
