@@ -85,11 +85,11 @@ ALIASES = {  # names of a column in the catalogs, in order of preference, where 
 FIT_COLUMNS = {"x": "x_fit", "y": "y_fit"}  # stand in where there is no other position
 EMPTY_CELLS = dict.fromkeys(("", "--", "NA", "null", "None"), "nan")
 NO_MATCH = -1  # `match` of a candidate with no source within the match radius
-# How a FITS file begins whose pixels are float32, and a tensor that numpy has written.
-PLAIN_HEADER = (
-    rb"(?s)SIMPLE  = +T.{50}BITPIX  = +-32.{50}NAXIS   = +2.{50}"
-    rb"NAXIS1  = +(\d+).{50}NAXIS2  = +(\d+)"
-)
+# Of a FITS image whose pixels are float32 as they stand; cards that change that; and that recur.
+PLAIN_CARDS = {b"SIMPLE": b"T", b"BITPIX": b"-32", b"NAXIS": b"2"}
+SPECIAL_CARDS = (b"BSCALE", b"BZERO", b"BLANK", b"PCOUNT", b"GCOUNT", b"GROUPS", b"HIERARCH")
+COMMENT_CARDS = (b"", b"COMMENT", b"HISTORY", b"CONTINUE")
+# How a tensor begins that numpy has written.
 NPY_HEADER = (
     rb"(?s).NUMPY.{4}{'descr': '<f4', 'fortran_order': False, 'shape': \((\d+), (\d+), 4\), } *\n"
 )
@@ -182,19 +182,23 @@ def find_plain(path: Path) -> Image | None:
 
     RAPID writes such files, and so astropy, as long to import as a job takes, is rarely needed.
     """
-    header = b""
+    cards = {}
     with path.open("rb") as handle:
-        for block in iter(lambda: handle.read(2880), b""):
-            header += block
-            if b"END" + b" " * 77 in block or not header.startswith(b"SIMPLE"):
-                break
-        size = os.fstat(handle.fileno()).st_size
-    match = re.match(PLAIN_HEADER, header)
-    if match is None or b"BSCALE" in header or b"BZERO" in header:
+        while (card := handle.read(80)) and not card.startswith(b"END     "):
+            keyword = card[:8].rstrip().upper()
+            twice = keyword in cards and keyword not in COMMENT_CARDS
+            if twice or keyword in SPECIAL_CARDS or not (cards or keyword == b"SIMPLE"):
+                return None
+            cards[keyword] = card[9:].partition(b"/")[0].strip()
+        offset, size = -(-handle.tell() // 2880) * 2880, os.fstat(handle.fileno()).st_size
+    sides = [cards.get(keyword, b"") for keyword in (b"NAXIS2", b"NAXIS1")]
+    if not PLAIN_CARDS.items() <= cards.items() or not all(
+        re.fullmatch(rb"\d{1,9}", x) for x in sides
+    ):
         return None
-    width, height = map(int, match.groups())
-    whole = 0 < 4 * height * width <= size - len(header)
-    return Image(path, (height, width), len(header)) if whole else None
+    height, width = map(int, sides)
+    whole = 0 < 4 * height * width <= size - offset
+    return Image(path, (height, width), offset) if whole else None
 
 
 def read_image(path: Path) -> Image:
@@ -211,7 +215,7 @@ def read_image(path: Path) -> Image:
         with warnings.catch_warnings(), np.errstate(over="ignore"):  # beyond float32: masked
             warnings.simplefilter("ignore", AstropyUserWarning)
             warnings.filterwarnings("error", "File may have been truncated")
-            with fits.open(source, uint=False) as hdus:  # uint=True would ignore BLANK
+            with fits.open(source, memmap=False, uint=False) as hdus:  # uint ignores BLANK
                 for hdu in hdus:
                     if hdu.is_image and len(hdu.shape) == 2 and all(hdu.shape):
                         return Image(path, hdu.shape, pixels=np.array(hdu.data, dtype=np.float32))
@@ -223,7 +227,7 @@ def read_image(path: Path) -> Image:
 def strips(image: Image) -> Iterator[np.ndarray]:
     """Yield an image STRIP_ROWS rows at a time, float32 (rows, W); the next may overwrite the last.
 
-    Files are read, not mapped: where one shrinks or a disk fails, a mapping would end the process.
+    Files are read, not mapped: if one shrank or a disk failed, a mapping would end the process.
     """
     height, width = image.shape
     if image.pixels is not None:
@@ -245,11 +249,12 @@ def strips(image: Image) -> Iterator[np.ndarray]:
 def finite_sample(image: Image, masked: Sequence[np.ndarray]) -> np.ndarray:
     """Return every n-th finite pixel, SAMPLE_SIZE or fewer, sorted; `masked` is that of Channel."""
     height, width = image.shape
-    gaps = np.concatenate([i * STRIP_ROWS * width + part for i, part in enumerate(masked)])
+    parts = (part.astype(np.int64) + i * STRIP_ROWS * width for i, part in enumerate(masked))
+    gaps = np.concatenate(list(parts))
     count = height * width - gaps.size
-    rank = np.arange(0, count, max(1, count // SAMPLE_SIZE), gaps.dtype)[:SAMPLE_SIZE]
+    rank = np.arange(0, count, max(1, count // SAMPLE_SIZE))[:SAMPLE_SIZE]
     # gaps[i] - i finite pixels lie before gap i, which shifts all that are behind it.
-    gaps -= np.arange(gaps.size, dtype=gaps.dtype)
+    gaps -= np.arange(gaps.size)
     position = rank + np.searchsorted(gaps, rank, side="right")
     if image.pixels is not None:
         return np.sort(image.pixels.ravel()[position])
@@ -300,9 +305,9 @@ def find_limits(image: Image, masked: Sequence[np.ndarray]) -> tuple[float, floa
         raise DatasetError(f"{image.path}: no finite pixel")
     vmin, vmax = zscale(sample)
     if not vmin < vmax:
-        finite = [strip[np.isfinite(strip)] for strip in strips(image)]
-        vmin = float(min(part.min(initial=np.inf) for part in finite))
-        vmax = float(max(part.max(initial=-np.inf) for part in finite))
+        finite = (strip[np.isfinite(strip)] for strip in strips(image))
+        ranges = [(part.min(), part.max()) for part in finite if part.size]
+        vmin, vmax = float(min(ranges)[0]), float(max(high for _, high in ranges))
     with np.errstate(over="ignore", under="ignore"):
         if not 0 < np.float32(vmax - vmin) < np.inf:
             raise DatasetError(f"{image.path}: cannot be scaled between {vmin:g} and {vmax:g}")
@@ -358,34 +363,47 @@ def read_table(path: Path) -> Table:
     try:
         # Known columns are ASCII; what else there is may be Latin-1.
         with path.open(encoding="utf-8-sig", errors="replace", newline="") as handle:
-            blanks = path.suffix == ".txt"
-            rows = map(str.split, handle) if blanks else csv.reader(handle, skipinitialspace=True)
-            columns = list(zip(*filter(any, rows), strict=True))  # filter drops blank lines
-    except ValueError as error:
-        problem = "rows of different length: it is cut short, or lacks nan in an empty cell"
-        raise DatasetError(f"{path}: {problem}") from error
+            cells = csv.reader(handle, skipinitialspace=True, strict=True)
+            cells = map(str.split, handle) if path.suffix == ".txt" else cells
+            rows = [row for row in cells if row not in ([], [""])]  # blank lines
     except (OSError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or one_line(error)
         raise DatasetError(f"{path}: not a readable catalog: {reason}") from error
-    header, table = [name.strip() for name, *_ in columns], {}
+    header, table = [name.strip() for name in rows[0]] if rows else [], {}
+    for number, row in enumerate(rows):
+        if len(row) != len(header):
+            problem = f"row {number} has {len(row)} cells, and the header {len(header)}"
+            raise DatasetError(f"{path}: rows of different length: {problem}")
     for column in (*CATALOG_COLUMNS, *FIT_COLUMNS.values()):
         name = next((name for name in ALIASES.get(column, (column,)) if name in header), None)
         if header.count(name) > 1:
             raise DatasetError(f"{path}: column {name} occurs more than once")
         if name is not None:
-            cells = columns[header.index(name)][1:]
-            try:
-                table[column] = np.array([float(EMPTY_CELLS.get(cell, cell)) for cell in cells])
-            except ValueError as error:
-                cell = str(error).partition(": ")[2]  # as repr writes it
-                where = f"in row {list(map(repr, cells)).index(cell) + 1}; a number was expected"
-                raise DatasetError(f"{path}: column '{name}' holds {cell} {where}") from error
+            position = header.index(name)
+            cells = [row[position] for row in rows[1:]]
+            table[column] = to_float(cells, f"{path}: column '{name}'")
     if not table:
         raise DatasetError(f"{path}: the header has no column of a catalog: {header}"[:300])
     ids, counts = np.unique(table.get("id", ()), return_counts=True, equal_nan=False)
     if (counts > 1).any():  # (jid, id) is the key of the index
         raise DatasetError(f"{path}: id {ids[counts > 1][0]:.17g} occurs more than once")
     return table
+
+
+def to_float(cells: Sequence[str], where: str) -> np.ndarray:
+    """Return a catalog column as float64 (N,), or say which cell is not a number."""
+    text = "".join(cells)
+    with suppress(ValueError):
+        if text.isascii() and "_" not in text:  # float() would take both
+            return np.array([float(EMPTY_CELLS.get(cell, cell)) for cell in cells])
+    for row, cell in enumerate(cells, 1):
+        try:
+            wrong = float(EMPTY_CELLS.get(cell, cell)) and ("_" in cell or not cell.isascii())
+        except ValueError:
+            wrong = True
+        if wrong:
+            raise DatasetError(f"{where} holds {cell[:80]!r} in row {row}; a number was expected")
+    raise AssertionError(where)
 
 
 def join_finder(catalog: Table, finder: Table, job_dir: Path) -> Table:
@@ -431,7 +449,8 @@ def read_catalog(job_dir: Path) -> Table:
     for axis, fit in FIT_COLUMNS.items():
         fitted = catalog.pop(fit, None)
         if catalog.setdefault(axis, fitted) is None:
-            raise DatasetError(f"{path}: no column {axis} (nor {', '.join(ALIASES[axis])}, {fit})")
+            names = ", ".join((*ALIASES[axis], fit))
+            raise DatasetError(f"{path}: no column {names}, here or in {FINDER_NAME}")
     return catalog
 
 
@@ -520,7 +539,7 @@ def process_job(job_dir: Path, images_dir: Path, overwrite: bool) -> JobResult:
     jid, written = job_dir.name, Counter({"jobs up to date": 1})
     tensor_path = images_dir / f"{jid}.npy"
     try:
-        if not jid.isprintable() or set(jid) & set('\\",'):
+        if not jid.isprintable() or set(jid) & set('\\",') or len(os.fsencode(jid)) > 250:
             raise DatasetError("such a name cannot stand in the index; rename the folder")
         paths = [find_image(job_dir, stem) for stem in CHANNELS.values()]
         catalog = read_catalog(job_dir)
@@ -530,7 +549,7 @@ def process_job(job_dir: Path, images_dir: Path, overwrite: bool) -> JobResult:
             shape = channels[0].image.shape
             written = Counter({"jobs written": 1, "bytes": write_tensor(tensor_path, channels)})
         rows, counts = index_rows(catalog, jid, shape)
-    except (DatasetError, OSError, MemoryError) as error:
+    except (DatasetError, OSError, ValueError, ArithmeticError, MemoryError) as error:
         return JobResult(jid, None, Counter({"jobs left out": 1}), one_line(error))
     return JobResult(jid, rows, counts + written)
 
@@ -551,12 +570,21 @@ def open_executor(workers: int, scheduler: str | None) -> Iterator[tuple[Executo
     if scheduler is None:
         gc.freeze()  # what is imported stays: no worker has to search it for garbage
         context = multiprocessing.get_context(START_METHOD)
-        with ProcessPoolExecutor(workers, context, set_up_worker) as executor:
-            yield executor, workers
+        on_ctrl_c = signal.signal(signal.SIGINT, signal.SIG_IGN)  # workers inherit it
+        try:
+            with ProcessPoolExecutor(workers, context, set_up_worker) as executor:
+                executor.submit(int).result()  # starts them
+                signal.signal(signal.SIGINT, on_ctrl_c)
+                yield executor, workers
+        finally:
+            signal.signal(signal.SIGINT, on_ctrl_c)
+            for worker in multiprocessing.active_children():  # of a pool that broke: it waits
+                worker.kill()
         return
     try:
         from distributed import Client
 
+        logging.getLogger("distributed").setLevel(logging.CRITICAL)  # as in main
         client = Client(scheduler, timeout=CONNECT_S)
         client.wait_for_workers(1, timeout=CONNECT_S)
     except ImportError as error:
@@ -579,10 +607,10 @@ def run_jobs(
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
-    except (BrokenExecutor, CancelledError) as error:
+    except (BrokenExecutor, CancelledError, OSError) as error:
         raise DatasetError(
-            "a worker died (killed, or out of memory?): finished tensors are kept; the same command"
-            " goes on from there, and with fewer --workers it takes less memory"
+            "a worker died (killed, or out of memory?) or was lost; finished tensors are kept, and"
+            f" the same command goes on from there: {one_line(error)}"
         ) from error
     finally:
         for future in pending:
@@ -591,7 +619,7 @@ def run_jobs(
 
 def show_progress(results: Iterable[JobResult], total: int) -> Iterator[JobResult]:
     """Pass results on, with a bar where stderr is a terminal, else a line every PROGRESS_JOBS."""
-    done, start, bar = 0, time.monotonic(), sys.stderr.isatty()
+    done, start, bar = 0, time.monotonic(), bool(sys.stderr) and sys.stderr.isatty()
     with ExitStack() as stack:
         if bar:
             from tqdm import tqdm  # 30 ms to import, which a run without a terminal saves
@@ -746,8 +774,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     args = parse_args(argv)
-    logging.basicConfig(format="%(levelname)s: %(message)s", force=True)
+    # Other packages are silent: what Dask logs when it is interrupted is tracebacks.
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.CRITICAL, force=True)
     LOG.setLevel(logging.INFO)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a path may have letters that it cannot print
+        sys.stdout.reconfigure(errors="backslashreplace")
     start = time.monotonic()
     try:
         counts = build_dataset(args)
@@ -765,5 +796,12 @@ def main(argv: list[str] | None = None) -> int:
     return 1 if counts["jobs left out"] else 0
 
 
+def interrupt_once(*_: object) -> None:
+    """Turn Ctrl-C into an exception, and ignore it from then on: a second would break the end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, interrupt_once)
     sys.exit(main())

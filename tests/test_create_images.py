@@ -198,6 +198,43 @@ def test_scaled_float32_is_left_to_astropy(tmp_path, key):
     np.testing.assert_array_equal(read(tmp_path / "image.fits"), expected)
 
 
+def card(keyword: str, value: object) -> str:
+    return f"{keyword:<8}= {value:>20}".ljust(80)
+
+
+PLAIN_HEADER = (card("SIMPLE", "T"), card("BITPIX", -32), card("NAXIS", 2), card("NAXIS1", 30))
+ODD_HEADERS = {
+    "a side that is no number": (*PLAIN_HEADER, card("NAXIS2", "2E1")),
+    "a side with a blank": (*PLAIN_HEADER, card("NAXIS2", "2 0")),
+    "a side with a point": (*PLAIN_HEADER, card("NAXIS2", "20.0")),
+    "a side of 5,000 digits": (*PLAIN_HEADER, f"NAXIS2  = {'9' * 70}"),
+    "more pixels than there are": (*PLAIN_HEADER, card("NAXIS2", 10**8)),
+    "no side": PLAIN_HEADER,
+    "a keyword twice": (*PLAIN_HEADER, card("NAXIS2", 20), card("NAXIS2", 20)),
+    "scaled, in lower case": (*PLAIN_HEADER, card("NAXIS2", 20), card("bscale", 2.0)),
+    "parameters": (*PLAIN_HEADER, card("NAXIS2", 20), card("PCOUNT", 5)),
+    "no end": (*PLAIN_HEADER, card("NAXIS2", 20), *[" " * 80] * 200),
+}
+
+
+@pytest.mark.parametrize("name", ODD_HEADERS)
+def test_an_odd_header_is_left_to_astropy(tmp_path, name):
+    end = () if name == "no end" else ("END",)
+    header = "".join(line.ljust(80) for line in (*ODD_HEADERS[name], *end))
+    padded = header.ljust(-(-len(header) // 2880) * 2880).encode()
+    (tmp_path / "image.fits").write_bytes(padded + IMAGE.astype(">f4").tobytes())
+    assert create_dataset.find_plain(tmp_path / "image.fits") is None
+
+
+def test_a_comment_that_ends_in_end_does_not_end_the_header(tmp_path):
+    header = (*PLAIN_HEADER, card("NAXIS2", 20), "HISTORY".ljust(77, "x") + "END", *[" " * 80] * 40)
+    text = "".join((*header, "END".ljust(80)))
+    padded = text.ljust(-(-len(text) // 2880) * 2880).encode()
+    (tmp_path / "image.fits").write_bytes(padded + IMAGE.astype(">f4").tobytes())
+    assert create_dataset.find_plain(tmp_path / "image.fits").offset == 5760
+    np.testing.assert_array_equal(read(tmp_path / "image.fits"), IMAGE)
+
+
 def test_a_long_header_is_read_to_its_end(tmp_path):
     hdu = fits.PrimaryHDU(IMAGE)
     for number in range(200):

@@ -3,6 +3,8 @@
 import errno
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -312,3 +314,42 @@ def test_shapes_may_differ_between_jobs(tmp_path):
     write_job(tmp_path / "raw", "jid2", images=make_images(shape=(80, 90)))
     assert run(tmp_path / "raw", tmp_path / "out") == 0
     assert np.load(tmp_path / "out" / "images" / "jid2.npy").shape == (80, 90, 4)
+
+
+def test_a_name_too_long_for_its_tensor_is_an_error_of_its_job(raw, tmp_path, capsys):
+    (raw / "jid003").rename(raw / ("jid3" + "0" * 249))
+    assert run(raw, tmp_path / "out") == 1
+    assert "rename the folder" in capsys.readouterr().err
+    assert len(list((tmp_path / "out" / "images").iterdir())) == 3
+
+
+@pytest.mark.parametrize("folder", ["jid001", "jid001/out", "jid_out"])
+def test_an_output_in_a_job_folder_is_refused(raw, capsys, folder):
+    assert run(raw, raw / folder) == 1
+    assert "lies in a job folder" in capsys.readouterr().err
+    assert sorted(path.name for path in raw.iterdir()) == [f"jid00{n}" for n in range(1, 5)]
+
+
+def test_a_tensor_that_is_gone_before_the_index_is_written_is_noticed(raw, tmp_path, capsys):
+    run(raw, tmp_path / "out")
+    before = (tmp_path / "out" / "master_index.csv").read_bytes()
+    result = create_dataset.JobResult("jid009", "", create_dataset.Counter())
+    with pytest.raises(create_dataset.DatasetError, match=r"1 jobs are not there.*jid009\.npy"):
+        create_dataset.write_index([result], tmp_path / "out")
+    assert (tmp_path / "out" / "master_index.csv").read_bytes() == before
+
+
+def test_stderr_may_be_closed(raw, tmp_path):
+    command = [sys.executable, create_dataset.__file__, "-i", raw, "-o", tmp_path / "out"]
+    shell = ["sh", "-c", 'exec "$@" 2>&-', "sh", *command]
+    assert subprocess.run(shell, capture_output=True, timeout=60).returncode == 0
+    assert (tmp_path / "out" / "master_index.csv").exists()
+
+
+def test_stdout_may_lack_the_letters_of_a_path(raw, tmp_path):
+    out = tmp_path / "ångström"
+    command = [sys.executable, create_dataset.__file__, "-i", raw, "-o", out]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "4 written" in done.stdout
