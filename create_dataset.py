@@ -584,7 +584,8 @@ def open_executor(workers: int, scheduler: str | None) -> Iterator[tuple[Executo
     try:
         from distributed import Client
 
-        logging.getLogger("distributed").setLevel(logging.CRITICAL)  # as in main
+        for name in ("distributed", "distributed.client", "tornado.application"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # they log tracebacks at a Ctrl-C
         client = Client(scheduler, timeout=CONNECT_S)
         client.wait_for_workers(1, timeout=CONNECT_S)
     except ImportError as error:
@@ -774,7 +775,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     args = parse_args(argv)
-    # Other packages are silent: what Dask logs when it is interrupted is tracebacks.
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.CRITICAL, force=True)
     LOG.setLevel(logging.INFO)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a path may have letters that it cannot print

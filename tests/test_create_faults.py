@@ -77,6 +77,13 @@ def freeze(process: subprocess.Popen, out: Path, least: int = 3) -> None:
     wait_for(is_frozen)
 
 
+def press_ctrl_c(process: subprocess.Popen) -> None:
+    """Interrupt a frozen run, whose workers stay frozen."""
+    process.send_signal(signal.SIGCONT)  # of one that stands still, any thread might get the signal
+    wait_for(lambda: members(process.pid)[process.pid] != "T")
+    os.killpg(process.pid, signal.SIGINT)
+
+
 def writer(group: int) -> int:
     """Return the process of a group that has an unfinished tensor open."""
     for number in members(group):
@@ -176,7 +183,8 @@ def test_a_run_that_was_killed_again_and_again_is_continued(
     out, rng = tmp_path / "out", random.Random(0)
     for target in sorted(rng.sample(range(JOBS - 5), KILLS)):
         process = start(held, out, "--workers", "2")
-        wait_for(lambda: len(finished(out)) >= target)  # noqa: B023
+        wait_for(lambda: process.poll() is not None or len(finished(out)) >= target)  # noqa: B023
+        assert process.poll() is None, process.stderr.read()
         time.sleep(rng.uniform(0, 0.01))  # a job takes as long
         os.killpg(process.pid, signal.SIGKILL)
         assert process.wait(LIMIT_S) == -signal.SIGKILL
@@ -209,12 +217,11 @@ def test_workers_end_by_themselves_where_their_parent_was_killed(
 def test_ctrl_c_in_the_middle_of_a_run(raw, undisturbed, start, run, tmp_path):
     process = start(raw, tmp_path / "out", "--workers", "2")
     freeze(process, tmp_path / "out")
-    os.killpg(process.pid, signal.SIGINT)
+    press_ctrl_c(process)
     os.killpg(process.pid, signal.SIGCONT)
     code, error = finish(process)
     assert code == 130
     stopped, goes_on = error.splitlines()
-    print(error)
     done = re.fullmatch(rf"WARNING: stopped after (\d+) of {JOBS} jobs; .*", stopped)
     assert goes_on == GOES_ON
     kept = finished(tmp_path / "out")
@@ -225,6 +232,21 @@ def test_ctrl_c_in_the_middle_of_a_run(raw, undisturbed, start, run, tmp_path):
     assert kept.items() <= finished(tmp_path / "out").items()
 
 
+def test_ctrl_c_twice(raw, start, run, tmp_path):
+    process = start(raw, tmp_path / "out", "--workers", "2")
+    freeze(process, tmp_path / "out")
+    press_ctrl_c(process)
+    wait_for(lambda: not list((tmp_path / "out").glob(f"{create_dataset.TEMPORARY}*")))
+    wait_for(lambda: members(process.pid)[process.pid] == "S")  # it waits for its workers
+    os.killpg(process.pid, signal.SIGINT)
+    time.sleep(0.1)  # nothing is to be seen of a signal without effect
+    os.killpg(process.pid, signal.SIGCONT)
+    wait_for(lambda: process.poll() is not None, limit_s=5)
+    assert finish(process)[0] == 130
+    assert unfinished(tmp_path / "out") == []
+    assert run(raw, tmp_path / "out") == (0, "")
+
+
 def test_a_worker_that_dies_ends_the_run(raw, undisturbed, start, run, tmp_path):
     process = start(raw, tmp_path / "out", "--workers", "2")
     freeze(process, tmp_path / "out")
@@ -232,7 +254,6 @@ def test_a_worker_that_dies_ends_the_run(raw, undisturbed, start, run, tmp_path)
     os.kill(writer(process.pid), signal.SIGKILL)
     os.killpg(process.pid, signal.SIGCONT)
     code, error = finish(process)
-    print(error)
     assert code == 1
     assert "ERROR: a worker died" in error
     assert kept.items() <= finished(tmp_path / "out").items()
@@ -245,7 +266,6 @@ def test_a_full_disk(raw, undisturbed, mount, run):
     space = 8 << 20
     out = mount(f"size={space}") / "out"
     code, error = run(raw, out)
-    print(error)
     assert code == 1
     message = re.search(
         rf"ERROR: {out}/images/jid\d+.npy: cannot be written: No space left on device:"
@@ -274,7 +294,6 @@ def test_a_file_system_that_is_mounted_read_only(raw, mount, run, made, message)
         (out / "images").mkdir(parents=True)
     mount("remount,ro")
     code, error = run(raw, out)
-    print(error)
     assert code == 1
     assert f"ERROR: {out}/{message}\n" in error
     assert out.exists() == made
@@ -289,7 +308,6 @@ def test_a_folder_without_write_permission(raw, run, tmp_path):
         if not shutil.which("setpriv"):
             pytest.skip("no setpriv, which takes root's right to write everywhere")
     code, error = run(raw, tmp_path / "out", prefix=prefix)
-    print(error)
     assert code == 1
     message = r"ERROR: {}/images/jid\d+.npy: cannot be written: Permission denied\n"
     assert re.search(message.format(tmp_path / "out"), error)
@@ -312,7 +330,6 @@ def test_a_line_of_progress_every_hundred_jobs(run, tmp_path):
     for number in range(1, 201):
         write_job(tmp_path / "raw", f"jid{number:03d}", images=make_images(shape=(64, 64)))
     code, error = run(tmp_path / "raw", tmp_path / "out")
-    print(error)
     assert code == 0
     line = r"INFO: {} of 200 jobs, \d+\.\d a second, \d+ min left\n"
     assert re.fullmatch(line.format(100) + line.format(200), error)
@@ -331,7 +348,6 @@ def test_a_bar_of_progress_on_a_terminal(raw, tmp_path):
                 text += os.read(terminal, 1 << 16)
         os.close(terminal)
         process.kill()
-    print(text)
     assert process.returncode == 0
     assert re.search(rb"100%\S* 40/40 \[.*, *[\d.]+job/s\]", text)
     assert b"Traceback" not in text

@@ -1,0 +1,206 @@
+"""create_dataset.py on a Dask cluster: a scheduler and worker processes on this machine."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import make_images, write_job
+
+import create_dataset
+
+distributed = pytest.importorskip("distributed")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+
+JOBS, SIZE = 40, 256  # jobs, and pixels a side
+LIMIT_S = 40  # on every wait: many times what it takes
+HOST = "127.0.0.1"  # nothing here is to be seen from outside
+
+
+def wait_for(condition: Callable[[], object], limit_s: float = LIMIT_S) -> None:
+    end = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.001)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def start(raw: Path, out: Path, *options: str, cwd: Path | None = None) -> subprocess.Popen:
+    """Start a run as a real process, whose functions a cluster gets by value."""
+    command = [sys.executable, create_dataset.__file__, "-i", raw, "-o", out, *options]
+    return subprocess.Popen(
+        command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finish(process: subprocess.Popen) -> tuple[int, str]:
+    """Wait for a run and return its exit code and its stderr, in which no traceback may be."""
+    try:
+        _, error = process.communicate(timeout=LIMIT_S)
+    finally:
+        with process:
+            process.kill()
+    assert "Traceback" not in error
+    return process.returncode, error
+
+
+class Cluster:
+    """A Dask scheduler and its workers, processes that end with `close`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.processes = folder, []
+        self.contact = folder / "scheduler.json"
+        self.launch("scheduler", "--port", "0", "--idle-timeout", "300s")
+
+    def launch(self, role: str, *options: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", f"distributed.cli.dask_{role}", "--host", HOST]
+        command += ["--no-dashboard", "--scheduler-file", self.contact, *options]
+        with (self.folder / f"{role}{len(self.processes)}.log").open("w") as log:
+            # In a folder of its own, since a cluster shares no working folder with a run.
+            process = subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log)
+        self.processes.append(process)
+        return process
+
+    def add_worker(self) -> subprocess.Popen:
+        wait_for(self.contact.exists)  # a worker would not wait for it
+        scratch = str(self.folder / "scratch")
+        return self.launch(
+            "worker", "--no-nanny", "--nthreads", "1", "--local-directory", scratch,
+            "--death-timeout", "60s",
+        )  # fmt: skip
+
+    @property
+    def address(self) -> str:
+        return json.loads(self.contact.read_text())["address"]
+
+    def wait_for_workers(self, number: int) -> None:
+        with distributed.Client(self.address, timeout=LIMIT_S) as client:
+            client.wait_for_workers(number, timeout=LIMIT_S)
+
+    def close(self) -> None:
+        for process in reversed(self.processes):
+            with process:
+                process.kill()
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory) -> Iterator[Cluster]:
+    """Return a cluster of two workers."""
+    cluster = Cluster(tmp_path_factory.mktemp("cluster"))
+    try:
+        cluster.add_worker()
+        cluster.add_worker()
+        cluster.wait_for_workers(2)
+        yield cluster
+    finally:
+        cluster.close()
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory) -> Path:
+    """Return a folder of jobs that takes a run about a second."""
+    folder = tmp_path_factory.mktemp("dask") / "raw"
+    for number in range(1, JOBS + 1):
+        images = make_images(number, (SIZE, SIZE))
+        write_job(folder, f"jid{number:03d}", images=images, seed=number)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def local(raw) -> dict[str, bytes]:
+    """Return the files of the dataset that a run without Dask makes."""
+    assert finish(start(raw, raw.with_name("local"))) == (0, "")
+    return contents(raw.with_name("local"))
+
+
+def freeze_in_a_write(worker: subprocess.Popen) -> None:
+    """Stop a worker where it has a tensor half written."""
+
+    def is_frozen() -> bool:
+        worker.send_signal(signal.SIGSTOP)
+        assert os.WIFSTOPPED(os.waitpid(worker.pid, os.WUNTRACED)[1])
+        links = [link.readlink() for link in Path(f"/proc/{worker.pid}/fd").iterdir()]
+        if any(f"images/{create_dataset.TEMPORARY}" in str(link) for link in links):
+            return True
+        worker.send_signal(signal.SIGCONT)
+        return False
+
+    wait_for(is_frozen)
+
+
+def test_bytes_are_those_of_a_run_without_dask(raw, local, cluster, tmp_path):
+    out = tmp_path / "out"
+    assert finish(start(raw, out, "--scheduler", cluster.address)) == (0, "")
+    assert contents(out) == local
+
+
+def test_workers_of_another_working_folder_get_whole_paths(raw, local, cluster, tmp_path):
+    relative = Path(os.path.relpath(raw, tmp_path))
+    process = start(relative, Path("out"), "--scheduler", cluster.address, cwd=tmp_path)
+    assert finish(process) == (0, "")
+    assert contents(tmp_path / "out") == local
+
+
+def test_a_worker_that_dies_is_replaced_by_the_others(raw, local, cluster, tmp_path):
+    worker = cluster.add_worker()
+    cluster.wait_for_workers(3)
+    process = start(raw, tmp_path / "out", "--scheduler", cluster.address)
+    freeze_in_a_write(worker)
+    assert process.poll() is None
+    worker.kill()
+    assert finish(process)[0] == 0  # stderr may tell what Dask does about it
+    assert contents(tmp_path / "out") == local
+
+
+def test_a_tensor_that_a_worker_cannot_write_ends_the_run(raw, local, cluster, tmp_path):
+    blocked = tmp_path / "out" / "images" / "jid020.npy"
+    (blocked / "full").mkdir(parents=True)
+    code, error = finish(start(raw, tmp_path / "out", "--scheduler", cluster.address))
+    assert code == 1
+    assert f"ERROR: {blocked}: cannot be written: Is a directory\n" in error
+    assert contents(tmp_path / "out").items() <= local.items()  # whole tensors alone
+
+
+def test_ctrl_c_in_the_middle_of_a_run(raw, local, cluster, tmp_path):
+    worker = cluster.processes[1]
+    process = start(raw, tmp_path / "out", "--scheduler", cluster.address)
+    freeze_in_a_write(worker)
+    process.send_signal(signal.SIGINT)
+    try:
+        code, error = finish(process)
+    finally:
+        worker.send_signal(signal.SIGCONT)
+    assert code == 130
+    assert error.endswith("the same command goes on from there\n")
+    assert finish(start(raw, tmp_path / "out", "--scheduler", cluster.address)) == (0, "")
+    assert contents(tmp_path / "out") == local
+
+
+def test_an_address_at_which_nobody_answers(raw, tmp_path):
+    with socket.socket() as nobody:
+        nobody.bind((HOST, 0))  # taken, so that no one else can answer there, but not listened at
+        address = f"tcp://{HOST}:{nobody.getsockname()[1]}"
+        begin = time.monotonic()
+        code, error = finish(start(raw, tmp_path / "out", "--scheduler", address))
+    assert time.monotonic() - begin < 30
+    assert (code, error) == (1, f"ERROR: {address}: no Dask scheduler with workers answers\n")
+    assert contents(tmp_path / "out") == {}
+
+
+def test_where_dask_is_not_installed(raw, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    options = ["-i", str(raw), "-o", str(tmp_path / "out"), "--scheduler", f"tcp://{HOST}:1"]
+    assert create_dataset.main(options) == 1
+    message = "ERROR: --scheduler needs Dask: pip install distributed\n"
+    assert capsys.readouterr().err == message
+    assert contents(tmp_path / "out") == {}
