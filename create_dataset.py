@@ -43,10 +43,11 @@ import threading
 import time
 import warnings
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import BrokenExecutor, CancelledError, Executor, ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor, CancelledError, Future, ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -105,6 +106,7 @@ CONNECT_S = 12  # patience with a Dask scheduler, and then with its first worker
 TEMPORARY = ".create_dataset-"  # begins the name of a file that is not whole yet
 
 LOG = logging.getLogger("create_dataset")
+Submit = Callable[..., Future]  # hands a function and its arguments to a worker
 Table = dict[str, np.ndarray]  # catalog columns, float64 (N,), NaN where a cell is empty
 
 
@@ -562,8 +564,8 @@ def set_up_worker() -> None:
 
 
 @contextmanager
-def open_executor(workers: int, scheduler: str | None) -> Iterator[tuple[Executor, int]]:
-    """Yield an executor and the number of its workers: processes here, or those of a Dask cluster.
+def open_executor(workers: int, scheduler: str | None) -> Iterator[tuple[Submit, int]]:
+    """Yield what hands jobs to workers, and their number: processes here, or those of Dask.
 
     Raises DatasetError where Dask is not installed or does not answer.
     """
@@ -575,14 +577,13 @@ def open_executor(workers: int, scheduler: str | None) -> Iterator[tuple[Executo
             with ProcessPoolExecutor(workers, context, set_up_worker) as executor:
                 executor.submit(int).result()  # starts them
                 signal.signal(signal.SIGINT, on_ctrl_c)
-                yield executor, workers
+                yield executor.submit, workers
         finally:
-            signal.signal(signal.SIGINT, on_ctrl_c)
             for worker in multiprocessing.active_children():  # of a pool that broke: it waits
                 worker.kill()
         return
     try:
-        from distributed import Client
+        from distributed import Client, KilledWorker
 
         for name in ("distributed", "distributed.client", "tornado.application"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # they log tracebacks at a Ctrl-C
@@ -592,18 +593,21 @@ def open_executor(workers: int, scheduler: str | None) -> Iterator[tuple[Executo
         raise DatasetError("--scheduler needs Dask: pip install distributed") from error
     except (OSError, ValueError) as error:
         raise DatasetError(f"{scheduler}: no Dask scheduler with workers answers") from error
-    with client:
-        yield client.get_executor(pure=False), sum(client.nthreads().values())
+    try:
+        with client:  # and not its get_executor(), which waits for ever where the connection breaks
+            yield partial(client.submit, pure=False), sum(client.nthreads().values())
+    except KilledWorker as error:
+        raise DatasetError(f"{scheduler}: workers died at one job: {one_line(error)}") from error
 
 
 def run_jobs(
-    executor: Executor, tasks: Iterable[tuple[Path, Path, bool]], ahead: int
+    submit: Submit, tasks: Iterable[tuple[Path, Path, bool]], ahead: int
 ) -> Iterator[JobResult]:
     """Yield the results of `process_job` in the order of its tasks, `ahead` of them in flight."""
     pending = deque()
     try:
         for task in tasks:
-            pending.append(executor.submit(process_job, *task))
+            pending.append(submit(process_job, *task))
             if len(pending) == ahead:
                 yield pending.popleft().result()
         while pending:
@@ -726,8 +730,8 @@ def build_dataset(args: argparse.Namespace) -> Counter[str]:
     images_dir = make_folders(input_dir, output_dir)
     tasks = ((input_dir / jid, images_dir, args.overwrite) for jid in jobs)
     workers = min(args.workers, len(jobs))
-    with sole_run(output_dir), open_executor(workers, args.scheduler) as (executor, slots):
-        results = show_progress(run_jobs(executor, tasks, AHEAD * slots), len(jobs))
+    with sole_run(output_dir), open_executor(workers, args.scheduler) as (submit, slots):
+        results = show_progress(run_jobs(submit, tasks, AHEAD * slots), len(jobs))
         counts, used = write_index(results, output_dir)
         remove_stale_tensors(images_dir, used, jobs)
     return counts
