@@ -204,3 +204,20 @@ def test_where_dask_is_not_installed(raw, tmp_path, capsys, monkeypatch):
     message = "ERROR: --scheduler needs Dask: pip install distributed\n"
     assert capsys.readouterr().err == message
     assert contents(tmp_path / "out") == {}
+
+
+def test_a_scheduler_that_is_lost_ends_the_run(raw, local, tmp_path):
+    (tmp_path / "cluster").mkdir()
+    cluster = Cluster(tmp_path / "cluster")
+    try:
+        worker = cluster.add_worker()
+        cluster.wait_for_workers(1)
+        process = start(raw, tmp_path / "out", "--scheduler", cluster.address)
+        freeze_in_a_write(worker)
+        cluster.processes[0].kill()
+        code, error = finish(process)
+    finally:
+        cluster.close()
+    assert code == 1
+    assert "or was lost; finished tensors are kept" in error
+    assert contents(tmp_path / "out").items() <= local.items()  # whole tensors alone
