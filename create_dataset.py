@@ -585,7 +585,7 @@ def open_executor(workers: int, scheduler: str | None) -> Iterator[tuple[Submit,
     try:
         from distributed import Client, KilledWorker
 
-        for name in ("distributed", "distributed.client", "tornado.application"):
+        for name in ("asyncio", "distributed", "distributed.client", "tornado.application"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # they log tracebacks at a Ctrl-C
         client = Client(scheduler, timeout=CONNECT_S)
         client.wait_for_workers(1, timeout=CONNECT_S)
@@ -779,7 +779,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     args = parse_args(argv)
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.CRITICAL, force=True)
+    logging.basicConfig(format="%(levelname)s: %(message)s", force=True)
     LOG.setLevel(logging.INFO)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a path may have letters that it cannot print
         sys.stdout.reconfigure(errors="backslashreplace")
