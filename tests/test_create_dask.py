@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from conftest import make_images, write_job
 
 import create_dataset
 
-distributed = pytest.importorskip("distributed")
+pytest.importorskip("distributed")
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
 JOBS, SIZE = 40, 256  # jobs, and pixels a side
@@ -59,8 +60,13 @@ class Cluster:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.processes = folder, []
-        self.contact = folder / "scheduler.json"
+        self.contact, self.address = folder / "scheduler.json", ""
         self.launch("scheduler", "--port", "0", "--idle-timeout", "300s")
+        try:
+            wait_for(self.is_up)
+        except BaseException:
+            self.close()
+            raise
 
     def launch(self, role: str, *options: str) -> subprocess.Popen:
         command = [sys.executable, "-m", f"distributed.cli.dask_{role}", "--host", HOST]
@@ -72,20 +78,20 @@ class Cluster:
         return process
 
     def add_worker(self) -> subprocess.Popen:
-        wait_for(self.contact.exists)  # a worker would not wait for it
         scratch = str(self.folder / "scratch")
         return self.launch(
             "worker", "--no-nanny", "--nthreads", "1", "--local-directory", scratch,
             "--death-timeout", "60s",
         )  # fmt: skip
 
-    @property
-    def address(self) -> str:
-        return json.loads(self.contact.read_text())["address"]
+    def is_up(self) -> bool:
+        with suppress(OSError, ValueError):  # not there yet, or not whole
+            self.address = json.loads(self.contact.read_text())["address"]
+        return bool(self.address)
 
-    def wait_for_workers(self, number: int) -> None:
-        with distributed.Client(self.address, timeout=LIMIT_S) as client:
-            client.wait_for_workers(number, timeout=LIMIT_S)
+    def wait_for_workers(self) -> None:
+        logs = list(self.folder.glob("worker*.log"))
+        wait_for(lambda: all("Registered to" in log.read_text() for log in logs))
 
     def close(self) -> None:
         for process in reversed(self.processes):
@@ -100,7 +106,7 @@ def cluster(tmp_path_factory) -> Iterator[Cluster]:
     try:
         cluster.add_worker()
         cluster.add_worker()
-        cluster.wait_for_workers(2)
+        cluster.wait_for_workers()
         yield cluster
     finally:
         cluster.close()
@@ -123,12 +129,18 @@ def local(raw) -> dict[str, bytes]:
     return contents(raw.with_name("local"))
 
 
+def is_stopped(process: subprocess.Popen) -> bool:
+    state = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+    assert state not in "ZX", "it ended"
+    return state == "T"
+
+
 def freeze_in_a_write(worker: subprocess.Popen) -> None:
     """Stop a worker where it has a tensor half written."""
 
     def is_frozen() -> bool:
         worker.send_signal(signal.SIGSTOP)
-        assert os.WIFSTOPPED(os.waitpid(worker.pid, os.WUNTRACED)[1])
+        wait_for(lambda: is_stopped(worker))
         links = [link.readlink() for link in Path(f"/proc/{worker.pid}/fd").iterdir()]
         if any(f"images/{create_dataset.TEMPORARY}" in str(link) for link in links):
             return True
@@ -153,7 +165,7 @@ def test_workers_of_another_working_folder_get_whole_paths(raw, local, cluster, 
 
 def test_a_worker_that_dies_is_replaced_by_the_others(raw, local, cluster, tmp_path):
     worker = cluster.add_worker()
-    cluster.wait_for_workers(3)
+    cluster.wait_for_workers()
     process = start(raw, tmp_path / "out", "--scheduler", cluster.address)
     freeze_in_a_write(worker)
     assert process.poll() is None
@@ -211,7 +223,7 @@ def test_a_scheduler_that_is_lost_ends_the_run(raw, local, tmp_path):
     cluster = Cluster(tmp_path / "cluster")
     try:
         worker = cluster.add_worker()
-        cluster.wait_for_workers(1)
+        cluster.wait_for_workers()
         process = start(raw, tmp_path / "out", "--scheduler", cluster.address)
         freeze_in_a_write(worker)
         cluster.processes[0].kill()

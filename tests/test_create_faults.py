@@ -51,12 +51,18 @@ def unfinished(out: Path) -> list[Path]:
     return list(out.rglob(f"{create_dataset.TEMPORARY}*"))
 
 
+def state_of(path: Path) -> tuple[str, str]:
+    """Return the state and the process group in a stat file of proc(5)."""
+    state, _, group = path.read_text().rpartition(")")[2].split()[:3]
+    return state, group
+
+
 def members(group: int) -> dict[int, str]:
     """Return the living processes of a group and their states, the letters of proc(5)."""
     found = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):  # ended since
-            state, _, of_group = path.read_text().rpartition(")")[2].split()[:3]
+            state, of_group = state_of(path)
             if int(of_group) == group and state not in "ZX":
                 found[int(path.parent.name)] = state
     return found
@@ -79,8 +85,10 @@ def freeze(process: subprocess.Popen, out: Path, least: int = 3) -> None:
 
 def press_ctrl_c(process: subprocess.Popen) -> None:
     """Interrupt a frozen run, whose workers stay frozen."""
-    process.send_signal(signal.SIGCONT)  # of one that stands still, any thread might get the signal
-    wait_for(lambda: members(process.pid)[process.pid] != "T")
+    threads = Path(f"/proc/{process.pid}/task")
+    process.send_signal(signal.SIGCONT)
+    # A thread that still stands would take the signal from the main thread, which alone heeds it.
+    wait_for(lambda: {state_of(path)[0] for path in threads.glob("*/stat")} == {"S"})
     os.killpg(process.pid, signal.SIGINT)
 
 
