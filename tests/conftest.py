@@ -1,6 +1,8 @@
 """Small job folders like RAPID's, written afresh for each test."""
 
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as test_croissant_dataset.py does, and why
@@ -13,6 +15,7 @@ from astropy.io import fits
 import create_dataset
 import generate_croissant
 
+LIMIT_S = 40  # on every wait: many times what it takes
 STEMS = tuple(create_dataset.CHANNELS.values())
 SHAPE = (72, 80)  # height and width of the images, pixels: not square, to tell x from y
 CUT_HEADER = b"\x93NUMPY\x01\x00v\x00" + b"{'descr': '<f4', 'fortran_order': Fal".ljust(117) + b"\n"
@@ -71,6 +74,28 @@ def write_job(
         job / "psfcat.csv", index=False
     )
     return job
+
+
+def write_jobs(folder: Path, jobs: int, size: int) -> Path:
+    """Write so many jobs of `size` pixels a side and return their folder."""
+    for number in range(1, jobs + 1):
+        images = make_images(number, (size, size))
+        write_job(folder, f"jid{number:03d}", images=images, seed=number)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return the bytes of all files in a folder and its subfolders."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def wait_for(condition: Callable[[], object], limit_s: float = LIMIT_S) -> None:
+    """Wait until a condition holds, or fail."""
+    end = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.001)
 
 
 def write_two_tables(job: Path, catalog: pd.DataFrame, finder_order: list[int]) -> None:

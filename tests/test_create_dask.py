@@ -7,12 +7,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import make_images, write_job
+from conftest import LIMIT_S, contents, wait_for, write_jobs
 
 import create_dataset
 
@@ -20,20 +20,7 @@ pytest.importorskip("distributed")
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
 JOBS, SIZE = 40, 256  # jobs, and pixels a side
-LIMIT_S = 40  # on every wait: many times what it takes
 HOST = "127.0.0.1"  # nothing here is to be seen from outside
-
-
-def wait_for(condition: Callable[[], object], limit_s: float = LIMIT_S) -> None:
-    end = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.001)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def start(raw: Path, out: Path, *options: str, cwd: Path | None = None) -> subprocess.Popen:
@@ -64,7 +51,7 @@ class Cluster:
         self.launch("scheduler", "--port", "0", "--idle-timeout", "300s")
         try:
             wait_for(self.is_up)
-        except BaseException:
+        except BaseException:  # Ctrl-C too: no process may stay
             self.close()
             raise
 
@@ -115,11 +102,7 @@ def cluster(tmp_path_factory) -> Iterator[Cluster]:
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory) -> Path:
     """Return a folder of jobs that takes a run about a second."""
-    folder = tmp_path_factory.mktemp("dask") / "raw"
-    for number in range(1, JOBS + 1):
-        images = make_images(number, (SIZE, SIZE))
-        write_job(folder, f"jid{number:03d}", images=images, seed=number)
-    return folder
+    return write_jobs(tmp_path_factory.mktemp("dask") / "raw", JOBS, SIZE)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import make_images, write_job
+from conftest import LIMIT_S, contents, wait_for, write_jobs
 
 import create_dataset
 
@@ -25,20 +25,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /pro
 JOBS, SIZE = 40, 256  # jobs, and pixels a side: a run of some tenths of a second
 TENSOR_BYTES = 128 + 16 * SIZE * SIZE
 KILLS = 20
-LIMIT_S = 30  # on every wait: many times what it takes
 GOES_ON = "ERROR: interrupted: finished tensors are kept; the same command goes on from there"
-
-
-def wait_for(condition: Callable[[], object], limit_s: float = LIMIT_S) -> None:
-    end = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.001)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def finished(out: Path) -> dict[str, tuple[int, int]]:
@@ -141,11 +128,7 @@ def run(start) -> Callable[..., tuple[int, str]]:
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory) -> Path:
     """Return a folder of jobs that takes a run some tenths of a second."""
-    folder = tmp_path_factory.mktemp("faults") / "raw"
-    for number in range(1, JOBS + 1):
-        images = make_images(number, (SIZE, SIZE))
-        write_job(folder, f"jid{number:03d}", images=images, seed=number)
-    return folder
+    return write_jobs(tmp_path_factory.mktemp("faults") / "raw", JOBS, SIZE)
 
 
 @pytest.fixture(scope="module")
@@ -335,9 +318,7 @@ def test_a_second_run_into_the_same_output_is_refused(raw, undisturbed, start, r
 
 
 def test_a_line_of_progress_every_hundred_jobs(run, tmp_path):
-    for number in range(1, 201):
-        write_job(tmp_path / "raw", f"jid{number:03d}", images=make_images(shape=(64, 64)))
-    code, error = run(tmp_path / "raw", tmp_path / "out")
+    code, error = run(write_jobs(tmp_path / "raw", 200, 64), tmp_path / "out")
     assert code == 0
     line = r"INFO: {} of 200 jobs, \d+\.\d a second, \d+ min left\n"
     assert re.fullmatch(line.format(100) + line.format(200), error)

@@ -12,18 +12,21 @@ import pandas as pd
 import pytest
 from astropy.io import fits
 from astropy.visualization import ManualInterval, ZScaleInterval
-from conftest import CUT_HEADER, STEMS, make_catalog, make_images, write_job, write_two_tables
+from conftest import (
+    CUT_HEADER,
+    STEMS,
+    contents,
+    make_catalog,
+    make_images,
+    write_job,
+    write_two_tables,
+)
 
 import create_dataset
 
 
 def run(raw: Path, out: Path, *options: str) -> int:
     return create_dataset.main(["-i", str(raw), "-o", str(out), *options])
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def times(out: Path) -> dict[str, int]:

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from astropy.io import fits
 from astropy.stats import mad_std
-from conftest import FINDER_COLUMNS, STEMS
+from conftest import FINDER_COLUMNS, STEMS, contents
 
 import create_dataset
 
@@ -17,11 +17,6 @@ SIZE = 256
 
 def simulate(folder: Path, *options: str) -> int:
     return simulator.main(["-o", str(folder), "-s", str(SIZE), "-n", "2", *options])
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 @pytest.fixture(scope="module")
