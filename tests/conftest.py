@@ -1,6 +1,7 @@
 """Small job folders like RAPID's, written afresh for each test."""
 
 import os
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -96,6 +97,23 @@ def wait_for(condition: Callable[[], object], limit_s: float = LIMIT_S) -> None:
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.001)
+
+
+def finish(process: subprocess.Popen) -> tuple[int, str]:
+    """Wait for a run and return its exit code and its stderr, in which no traceback may be."""
+    try:
+        _, error = process.communicate(timeout=LIMIT_S)
+    finally:
+        with process:
+            process.kill()
+    assert "Traceback" not in error
+    return process.returncode, error
+
+
+def state_of(path: Path) -> tuple[str, str]:
+    """Return the state and the process group in a stat file of proc(5)."""
+    state, _, group = path.read_text().rpartition(")")[2].split()[:3]
+    return state, group
 
 
 def write_two_tables(job: Path, catalog: pd.DataFrame, finder_order: list[int]) -> None:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import LIMIT_S, contents, wait_for, write_jobs
+from conftest import contents, finish, state_of, wait_for, write_jobs
 
 import create_dataset
 
@@ -31,17 +31,6 @@ def start(raw: Path, out: Path, *options: str, cwd: Path | None = None) -> subpr
     )
 
 
-def finish(process: subprocess.Popen) -> tuple[int, str]:
-    """Wait for a run and return its exit code and its stderr, in which no traceback may be."""
-    try:
-        _, error = process.communicate(timeout=LIMIT_S)
-    finally:
-        with process:
-            process.kill()
-    assert "Traceback" not in error
-    return process.returncode, error
-
-
 class Cluster:
     """A Dask scheduler and its workers, processes that end with `close`."""
 
@@ -49,11 +38,6 @@ class Cluster:
         self.folder, self.processes = folder, []
         self.contact, self.address = folder / "scheduler.json", ""
         self.launch("scheduler", "--port", "0", "--idle-timeout", "300s")
-        try:
-            wait_for(self.is_up)
-        except BaseException:  # Ctrl-C too: no process may stay
-            self.close()
-            raise
 
     def launch(self, role: str, *options: str) -> subprocess.Popen:
         command = [sys.executable, "-m", f"distributed.cli.dask_{role}", "--host", HOST]
@@ -65,6 +49,7 @@ class Cluster:
         return process
 
     def add_worker(self) -> subprocess.Popen:
+        wait_for(self.is_up)  # a worker would not wait for it
         scratch = str(self.folder / "scratch")
         return self.launch(
             "worker", "--no-nanny", "--nthreads", "1", "--local-directory", scratch,
@@ -113,7 +98,7 @@ def local(raw) -> dict[str, bytes]:
 
 
 def is_stopped(process: subprocess.Popen) -> bool:
-    state = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+    state, _ = state_of(Path(f"/proc/{process.pid}/stat"))
     assert state not in "ZX", "it ended"
     return state == "T"
 

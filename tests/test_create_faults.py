@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import LIMIT_S, contents, wait_for, write_jobs
+from conftest import LIMIT_S, contents, finish, state_of, wait_for, write_jobs
 
 import create_dataset
 
@@ -36,12 +36,6 @@ def finished(out: Path) -> dict[str, tuple[int, int]]:
 
 def unfinished(out: Path) -> list[Path]:
     return list(out.rglob(f"{create_dataset.TEMPORARY}*"))
-
-
-def state_of(path: Path) -> tuple[str, str]:
-    """Return the state and the process group in a stat file of proc(5)."""
-    state, _, group = path.read_text().rpartition(")")[2].split()[:3]
-    return state, group
 
 
 def members(group: int) -> dict[int, str]:
@@ -86,13 +80,6 @@ def writer(group: int) -> int:
         if any(f"images/{create_dataset.TEMPORARY}" in str(link.readlink()) for link in links):
             return number
     raise AssertionError("no process has an unfinished tensor open")
-
-
-def finish(process: subprocess.Popen) -> tuple[int, str]:
-    """Wait for a run and return its exit code and its stderr, in which no traceback may be."""
-    _, error = process.communicate(timeout=LIMIT_S)
-    assert "Traceback" not in error
-    return process.returncode, error
 
 
 @pytest.fixture

@@ -102,10 +102,11 @@ class Run:
 def run(name: str, *words: str | Path) -> Run:
     """Run a command; on Ctrl-C, end all its processes. Raises BenchmarkError where it fails."""
     start = time.perf_counter()
-    with Popen(words, stdout=PIPE, stderr=STDOUT, text=True, start_new_session=True) as process:
+    pipes = {"stdout": PIPE, "stderr": STDOUT, "text": True, "errors": "backslashreplace"}
+    with Popen(words, start_new_session=True, **pipes) as process:
         try:
             text = process.stdout.read()  # ends when the last of its processes has ended
-        except BaseException:
+        except KeyboardInterrupt:
             os.killpg(process.pid, signal.SIGKILL)
             process.stdout.read()
             raise
