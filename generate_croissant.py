@@ -3,107 +3,119 @@
 # requires-python = ">=3.11"
 # dependencies = [
 #     "numpy>=2.0,<3",
+#     "packaging>=24.2,<27",
 #     "pandas>=3.1,<4",
 #     "mlcroissant>=1.1.1,<1.2",
+#     "tqdm>=4.66,<5",
 # ]
 # ///
-"""Describe a dataset of create_dataset.py in croissant.json (MLCommons Croissant 1.1).
+"""Describe a dataset of create_dataset.py in croissant.json (MLCommons Croissant 1.1, RAI 1.0).
 
-Read: `master_index.csv`, which is checked whole, and the headers of the tensors that it names.
+Read: `master_index.csv`, which is checked whole, and the headers of the tensors beside it.
 
-Written: `croissant.json` beside it, with the index and its checksum, the tensors, and the record
-set `transient_candidates`, a field for each column. It gets its name only after mlcroissant has
-loaded it and read a record through it.
+Written: `croissant.json`, with the index, the tensors and three record sets: the candidates, what
+their labels mean, and the images, one a job. What can be counted is counted; what only the author
+knows comes from the options, and what nobody gave is listed at the end, never invented. The file
+gets its name only after mlcroissant has loaded it and read a record of each set.
 
     python generate_croissant.py
     python generate_croissant.py -c ./my_dataset/master_index.csv -o ./my_dataset/croissant.json
+    python generate_croissant.py --license CC-BY-4.0 --version 1.0.0 --rai rai.json
+    python generate_croissant.py --check
 
-Exit codes: 0 written; 1 the dataset is damaged or the file cannot be written (the reason is on
-stderr); 2 wrong usage; 130 interrupted by Ctrl-C.
+Exit codes: 0 written, or --check found no difference; 1 the dataset is damaged or differs from its
+description, or that cannot be written (the reason is on stderr); 2 wrong usage; 130 interrupted by
+Ctrl-C.
 """
 
 import argparse
+import difflib
+import glob
 import hashlib
+import importlib.metadata
 import io
 import json
 import logging
 import os
+import platform
+import re
 import sys
 import tokenize
 import warnings
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, time
 from pathlib import Path
+from urllib.parse import quote
 
 import mlcroissant as mlc
 import numpy as np
 import pandas as pd
+from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
+from tqdm import tqdm
 
 CHANNEL_NAMES = ("science", "reference", "difference", "score")
 CROISSANT_NAME = "croissant.json"
-INDEX_NAME = "master_index.csv"
-IMAGES_DIR = "images"
-RECORD_SET = "transient_candidates"
+INDEX_NAME, IMAGES_DIR = "master_index.csv", "images"
 INDEX_ID, TENSORS_ID = "master-index", "image-tensors"  # ids of the two resources
+RECORD_SET, LABELS_SET, IMAGES_SET = "transient_candidates", "labels", "images"
 NO_MATCH = -1  # `match` of a candidate with no source within the match radius
-EMPTY = "Empty where the catalog has no value."
-FIELDS = {  # column of the index: its type and what it means, in the order of the columns
-    "id": (mlc.DataType.FLOAT64, f"Number of the candidate in its job's finder catalog. {EMPTY}"),
-    "jid": (mlc.DataType.TEXT, "Job: the image-differencing run that the candidate is from."),
-    "x": (mlc.DataType.FLOAT64, "Column, pixels, 0-based; an integer is a pixel's centre."),
-    "y": (mlc.DataType.FLOAT64, "Row, pixels, 0-based; an integer is a pixel's centre."),
-    "sharpness": (
-        mlc.DataType.FLOAT64,
-        "DAOFIND sharpness, dimensionless: the peak above its surroundings over the height of the"
-        f" fitted Gaussian; high for cosmic rays and hot pixels. {EMPTY}",
-    ),
-    "roundness1": (
-        mlc.DataType.FLOAT64,
-        f"DAOFIND roundness from symmetry, dimensionless, 0 for a round source. {EMPTY}",
-    ),
-    "roundness2": (
-        mlc.DataType.FLOAT64,
-        "DAOFIND roundness from the heights of the Gaussians fitted to the sums along x and y,"
-        f" dimensionless, 0 for a round source. {EMPTY}",
-    ),
-    "npix": (mlc.DataType.FLOAT64, f"Number of pixels in the finder's kernel. {EMPTY}"),
-    "peak": (
-        mlc.DataType.FLOAT64,
-        f"Highest pixel of the candidate in the difference image, DN/s. {EMPTY}",
-    ),
-    "flux": (
-        mlc.DataType.FLOAT64,
-        f"Flux of the candidate in the difference image, DN/s; may be negative. {EMPTY}",
-    ),
-    "mag": (
-        mlc.DataType.FLOAT64,
-        "Instrumental magnitude, -2.5 log10(flux). Empty where the flux is not positive.",
-    ),
-    "daofind_mag": (
-        mlc.DataType.FLOAT64,
-        f"DAOFIND magnitude, -2.5 log10 of the peak density over the detection threshold. {EMPTY}",
-    ),
-    "flags": (
-        mlc.DataType.FLOAT64,
-        f"Bit flags of the PSF photometry, 0 where nothing was noticed. {EMPTY}",
-    ),
-    "match": (
-        mlc.DataType.FLOAT64,
-        "Number of the injected or simulated source that it matches, -1 where there is none.",
-    ),
-    "label": (mlc.DataType.INT64, "1: real (match is not -1); 0: bogus (match is -1)."),
-    "image_filename": (
-        mlc.DataType.TEXT,
-        "Path of the job's image tensor, relative to the folder of this file.",
-    ),
+EMPTY, NEVER = "Empty where the catalog has no value.", "Never empty."
+FIELDS = {  # column of the index: its meaning, unit and empty cells
+    "id": f"Number of the candidate in its job's finder catalog, no unit. {EMPTY}",
+    "jid": f"Job: the image-differencing run that the candidate is from. {NEVER}",
+    "x": f"Column, pixels, 0-based; an integer is a pixel's centre. {NEVER}",
+    "y": f"Row, pixels, 0-based; an integer is a pixel's centre. {NEVER}",
+    "sharpness": "DAOFIND sharpness, dimensionless: the peak above its surroundings over the height"
+    f" of the fitted Gaussian; high for cosmic rays and hot pixels. {EMPTY}",
+    "roundness1": f"DAOFIND roundness from symmetry, dimensionless, 0 for a round source. {EMPTY}",
+    "roundness2": "DAOFIND roundness from the heights of the Gaussians fitted to the sums along x"
+    f" and y, dimensionless, 0 for a round source. {EMPTY}",
+    "npix": f"Number of pixels in the finder's kernel. {EMPTY}",
+    "peak": f"Highest pixel in the difference image, DN/s. {EMPTY}",
+    "flux": f"Flux in the difference image, DN/s; may be negative. {EMPTY}",
+    "mag": "Instrumental magnitude, mag: -2.5 log10(flux). Empty where the flux is not positive.",
+    "daofind_mag": "DAOFIND magnitude, mag: -2.5 log10 of the peak density over the detection"
+    f" threshold. {EMPTY}",
+    "flags": f"Bit flags of the PSF photometry, 0 for none, no unit. {EMPTY}",
+    "match": "Number of the injected or simulated source that it matches, no unit; -1 for none."
+    f" {NEVER}",
+    "label": f"1: real (match is not -1); 0: bogus (match is -1). {NEVER}",
+    "image_filename": f"Path of the job's tensor, relative to the index's folder. {NEVER}",
 }
 INDEX_COLUMNS = tuple(FIELDS)
 TEXT_COLUMNS = ("jid", "image_filename")
-REQUIRED_COLUMNS = ("jid", "x", "y", "match", "label", "image_filename")  # no cell may be empty
-# What numpy raises on a damaged .npy header.
-NPY_ERRORS = (OSError, ValueError, OverflowError, SyntaxError, tokenize.TokenError)
+KEY = ("jid", "id")  # names a candidate
+NUMBER_COLUMNS = tuple(column for column in FIELDS if column not in TEXT_COLUMNS)
+REQUIRED_NUMBERS = ("x", "y", "match", "label")  # no cell may be empty
+LABEL_FIELDS = {
+    "label": "Value of the label.",
+    "name": "Name of the class.",
+    "meaning": "What it takes to be in the class.",
+}
+LABELS = (
+    (0, "bogus", "The candidate matches no injected or simulated source."),
+    (1, "real", "The candidate matches an injected or simulated source."),
+)
+IMAGE_FIELDS = {
+    "jid": "Job: the image-differencing run that the images are from.",
+    "image_filename": "Path of the job's tensor, relative to the index's folder.",
+    "height": "Rows of the tensor, pixels.",
+    "width": "Columns of the tensor, pixels.",
+    "candidates": "Number of candidates in the job.",
+    "real": "Number of those that are real.",
+    "sha256": "SHA-256 checksum of the tensor's file.",
+}
+TYPES = {  # of fields, by name; the others are cr:Float64
+    **dict.fromkeys((*TEXT_COLUMNS, "name", "meaning", "sha256"), mlc.DataType.TEXT),
+    **dict.fromkeys(("label", "height", "width", "candidates", "real"), mlc.DataType.INT64),
+}
+CATEGORY = "http://mlcommons.org/croissant/Label"  # second type of the candidates' label
+ENUMERATION = "https://schema.org/Enumeration"  # type of the record set of the labels
+CONFORMS_TO = "http://mlcommons.org/croissant/1.1"
+CONFORMS_TO_RAI = "http://mlcommons.org/croissant/RAI/1.0"
 CONTEXT_1_1 = {  # terms of Croissant 1.1 that mlcroissant 1.1.1 leaves out of the context it writes
     "annotation": "cr:annotation",
     "arrayShape": "cr:arrayShape",
@@ -111,12 +123,53 @@ CONTEXT_1_1 = {  # terms of Croissant 1.1 that mlcroissant 1.1.1 leaves out of t
     "excludes": "cr:excludes",
     "isArray": "cr:isArray",
     "prov": "http://www.w3.org/ns/prov#",
+    "prov:wasDerivedFrom": {"@type": "@id"},  # its texts are URLs
     "readLines": "cr:readLines",
     "sdVersion": "cr:sdVersion",
     "unArchive": "cr:unArchive",
 }
-CONFORMS_TO = "http://mlcommons.org/croissant/1.1"
-USER_KNOWS = ("license", "url", "creator", "version", "citeAs")  # never invented here
+RAI_ONE = tuple(  # terms of --rai that take one text
+    "rai:annotationsPerItem rai:dataCollection rai:dataCollectionMissingData"
+    " rai:dataCollectionRawData rai:dataImputationProtocol rai:dataManipulationProtocol"
+    " rai:dataReleaseMaintenancePlan rai:dataSocialImpact".split()
+)
+RAI_MANY = tuple(  # terms of --rai that take one or several
+    "rai:annotatorDemographics rai:dataAnnotationAnalysis rai:dataAnnotationPlatform"
+    " rai:dataAnnotationProtocol rai:dataBiases rai:dataCollectionTimeframe rai:dataCollectionType"
+    " rai:dataLimitations rai:dataPreprocessingProtocol rai:dataUseCases"
+    " rai:machineAnnotationTools rai:personalSensitiveInformation".split()
+)
+# Terms of --rai that mlcroissant 1.1.1 has no keywords for.
+RAI_EXTRA = ("rai:hasSyntheticData", "prov:wasDerivedFrom", "prov:wasGeneratedBy")
+MISNAMED = {  # by mlcroissant 1.1.1: what the vocabulary calls it
+    "rai:dataCollectionTimeFrame": "rai:dataCollectionTimeframe",
+    "rai:dataDataManipulationProtocol": "rai:dataManipulationProtocol",
+}
+ASKED_FOR = {  # by whom: terms that only the user knows
+    "required by Croissant": "license url creator",
+    "recommended": "version citeAs keywords publisher",
+    "required by NeurIPS": "rai:dataBiases rai:dataSocialImpact rai:hasSyntheticData"
+    " prov:wasDerivedFrom",
+}
+STATED = tuple(  # options that mlcroissant takes as they are
+    "name license url creators publisher version date_published cite_as keywords".split()
+)
+LIBRARIES = ("mlcroissant", "numpy", "pandas")  # whose versions are stated
+URL = r"https?://[^\s/?#]+\S*"
+PATTERNS = {  # of what the user gives
+    "a text": r"(?s).*\S.*",
+    "a URL": URL,
+    "a date": r"\d{4}-(0[1-9]|1[012])-(0[1-9]|[12]\d|3[01])",
+    "a version such as 1.0.0": r"(0|[1-9]\d*)(\.(0|[1-9]\d*)){2}(-[\w.-]+)?(\+[\w.-]+)?",
+    "name,email,url": rf"[^,]*[^,\s][^,]*(,\s*([^,@\s]+@[^,@\s]+)?\s*(,\s*({URL})?)?)?",
+}
+PART_ROWS = 100_000  # of the index in memory at a time: some 60 MB
+MAX_PROBLEMS = 20  # that a run lists
+# What numpy raises on a damaged .npy header.
+NPY_ERRORS = (OSError, ValueError, OverflowError, SyntaxError, tokenize.TokenError)
+# What mlcroissant and its parsers raise on a damaged description: its own errors and Python's.
+MLCROISSANT_ERRORS = (mlc.ValidationError, mlc.GenerationError, ValueError, LookupError, TypeError)
+MLCROISSANT_ERRORS += (AttributeError, AssertionError, RecursionError)
 
 LOG = logging.getLogger("generate_croissant")
 
@@ -126,14 +179,32 @@ class DatasetError(Exception):
 
 
 @dataclass(frozen=True)
-class DatasetFacts:
-    """What the description says about the dataset, all of it counted."""
+class Facts:
+    """What the description says about a dataset, all of it counted."""
 
-    jobs: int  # with candidates
-    tensors: int
-    candidates: int
-    real: int
-    shape: tuple[int, int]  # height and width, pixels; -1 where the images differ
+    csv_path: Path
+    sha256: str  # of the index
+    images: list[dict[str, str | int]]  # a record of IMAGE_FIELDS for each tensor
+    empty: Counter[str]  # empty cells of each column
+    first: dict[str, str | float]  # the first candidate
+
+    @property
+    def candidates(self) -> int:
+        """Number of candidates."""
+        return sum(image["candidates"] for image in self.images)
+
+    @property
+    def real(self) -> str:
+        """Number of real candidates, and their share."""
+        real = sum(image["real"] for image in self.images)
+        return f"{real:,} ({real / self.candidates:.1%})"
+
+    @property
+    def array_shape(self) -> str:
+        """Shape of the tensors as Croissant writes it, -1 where they differ."""
+        sides = ({image[side] for image in self.images} for side in ("height", "width"))
+        height, width = (side.pop() if len(side) == 1 else -1 for side in sides)
+        return f"{height},{width},{len(CHANNEL_NAMES)}"
 
 
 def one_line(error: Exception) -> str:
@@ -141,13 +212,28 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def read_index(csv_path: Path) -> pd.DataFrame:
-    """Read the index and check its columns, types, labels and keys.
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 checksum of a file, hexadecimal."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def snake_case(term: str) -> str:
+    """Return a term as mlcroissant and the command line spell it: citeAs becomes cite_as."""
+    return re.sub("(?=[A-Z])", "_", term.rpartition(":")[2]).lower()
+
+
+def survey_index(csv_path: Path) -> tuple[pd.DataFrame, Counter[str], dict[str, str | float]]:
+    """Read the index in parts and check its columns, types, labels, paths and keys.
 
     Returns
     -------
-    pandas.DataFrame
-        INDEX_COLUMNS, a row per candidate; `label` is int64, texts are str, the others float64.
+    jobs : pandas.DataFrame
+        int64 `candidates` and `real` of each `jid`, in the order of the index.
+    empty : Counter
+        Empty cells of each column.
+    first : dict
+        The first candidate.
 
     Raises
     ------
@@ -156,77 +242,74 @@ def read_index(csv_path: Path) -> pd.DataFrame:
     """
     if not csv_path.is_file():
         raise DatasetError("no such file; create_dataset.py writes it")
+    jobs, keys, empty, first = [], [], Counter(), {}
+    texts = dict.fromkeys(TEXT_COLUMNS, str)
+    options = {"chunksize": PART_ROWS, "index_col": False, "dtype": texts, "low_memory": False}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header
-            # From bytes: pandas would take a Ctrl-C while it reads the file for a damaged file.
-            source = io.BytesIO(csv_path.read_bytes())
-            index = pd.read_csv(source, encoding="utf-8", low_memory=False, index_col=False)
+            check_header(pd.read_csv(csv_path, header=None, nrows=1, dtype=str).iloc[0].tolist())
+            for part in pd.read_csv(csv_path, **options):
+                part = checked_rows(part)
+                empty.update(part.isna().sum().to_dict())
+                first = first or part.iloc[0].to_dict()
+                jobs.append(part.groupby("jid", sort=False)["label"].agg(["size", "sum"]))
+                keys.append(part[list(KEY)])
     except (ValueError, pd.errors.ParserWarning) as error:
         raise DatasetError(f"not a readable CSV file: {one_line(error)}") from error
-    if tuple(index.columns) != INDEX_COLUMNS:
-        raise DatasetError(describe_columns(tuple(index.columns)))
-    if index.empty:
+    if not first:
         raise DatasetError("no candidates in it; there is nothing to describe")
-    index = pd.DataFrame({column: checked_column(index[column]) for column in INDEX_COLUMNS})
-    check_consistency(index)
-    return index
+    keys = pd.concat(keys)
+    refuse_rows(keys, {"jid and id of another row": keys.duplicated() & keys["id"].notna()})
+    jobs = pd.concat(jobs).groupby(level="jid", sort=False).sum()
+    return jobs.set_axis(["candidates", "real"], axis="columns"), empty, first
 
 
-def describe_columns(found: tuple[str, ...]) -> str:
-    """Say how the columns that were found differ from INDEX_COLUMNS."""
-    missing = [column for column in INDEX_COLUMNS if column not in found]
-    extra = [column for column in found if column not in INDEX_COLUMNS]
-    if missing or extra:
-        return (
-            f"not the columns of {INDEX_NAME}: missing {', '.join(missing) or 'none'};"
-            f" not expected {', '.join(extra) or 'none'}"
-        )
-    return f"the columns are out of order; expected {', '.join(INDEX_COLUMNS)}"
+def check_header(found: Sequence[str]) -> None:
+    """Raise DatasetError where the columns are not INDEX_COLUMNS."""
+    differences = {
+        "missing": [column for column in INDEX_COLUMNS if column not in found],
+        "not expected": [column for column in found if column not in INDEX_COLUMNS],
+        "twice": [column for column, times in Counter(found).items() if times > 1],
+        "out of order; expected": INDEX_COLUMNS if sorted(found) == sorted(INDEX_COLUMNS) else (),
+    }
+    if tuple(found) != INDEX_COLUMNS:
+        texts = (f"{what} {', '.join(map(str, c))}" for what, c in differences.items() if c)
+        raise DatasetError(f"not the columns of {INDEX_NAME}: {'; '.join(texts)}")
 
 
-def checked_column(cells: pd.Series) -> pd.Series:
-    """Return a column in its type; raise DatasetError at its first cell that does not fit."""
-    if cells.name in TEXT_COLUMNS:
-        wrong, expected, typed = cells.isna(), "a text", cells.astype(str)
-    else:
-        numbers = pd.to_numeric(
-            cells.astype(str) if cells.dtype == bool else cells, errors="coerce"
-        )
-        wrong, expected, typed = numbers.isna() & cells.notna(), "a number", numbers.astype(float)
-        if cells.name in REQUIRED_COLUMNS:
-            wrong |= ~np.isfinite(numbers)
-        if cells.name == "label":
-            wrong, expected = ~numbers.isin([0, 1]), "0 or 1"
-    if wrong.any():
-        row = int(np.flatnonzero(wrong)[0])
-        raise DatasetError(
-            f"column '{cells.name}' holds '{cells.iloc[row]}' in row {row + 1}; expected {expected}"
-        )
-    return typed.astype(np.int64) if cells.name == "label" else typed
+def checked_rows(part: pd.DataFrame) -> pd.DataFrame:
+    """Return rows of the index in their types; raise DatasetError where one is wrong in itself."""
+    given = part[list(NUMBER_COLUMNS)]
+    numbers = given.apply(pd.to_numeric, errors="coerce")
+    wrong = {
+        f"a {column} that is no number": (numbers[column].isna() & given[column].notna())
+        | (given[column].dtype == bool)
+        for column in NUMBER_COLUMNS
+    }
+    wrong |= {f"no {column}": part[column].isna() for column in TEXT_COLUMNS}
+    wrong |= {f"no finite {column}": ~np.isfinite(numbers[column]) for column in REQUIRED_NUMBERS}
+    path = IMAGES_DIR + "/" + part["jid"] + ".npy"
+    wrong |= {
+        "a label other than 0 and 1": ~numbers["label"].isin([0, 1]),
+        "a label that contradicts match": (numbers["label"] == 1) != (numbers["match"] != NO_MATCH),
+        "an image_filename other than images/<jid>.npy": (part["image_filename"] != path)
+        | part["jid"].str.contains(r"[/\\]", na=False),
+    }
+    refuse_rows(part, wrong)
+    return part.assign(**numbers)
 
 
-def check_consistency(index: pd.DataFrame) -> None:
-    """Raise DatasetError where a label contradicts `match`, a path its job, or a key repeats."""
-    wrong = index["label"] != (index["match"] != NO_MATCH)
-    if wrong.any():
-        row = index[wrong].iloc[0]
-        raise DatasetError(
-            f"{wrong.sum()} labels contradict match; the first: label {row['label']}, match"
-            f" {row['match']:g} (job {row['jid']}, id {row['id']:.17g})"
-        )
-    wrong = index["image_filename"] != IMAGES_DIR + "/" + index["jid"] + ".npy"
-    wrong |= index["jid"].str.contains(r"[/\\]")
-    if wrong.any():
-        row = index[wrong].iloc[0]
-        raise DatasetError(
-            f"image_filename '{row['image_filename']}' of job '{row['jid']}': expected"
-            f" {IMAGES_DIR}/<jid>.npy"
-        )
-    twice = index.duplicated(["jid", "id"]) & index["id"].notna()
-    if twice.any():
-        row = index[twice].iloc[0]
-        raise DatasetError(f"id {row['id']:.17g} of job '{row['jid']}' occurs more than once")
+def refuse_rows(rows: pd.DataFrame, wrong: dict[str, pd.Series]) -> None:
+    """Raise DatasetError at the first row for which one of the masks is true."""
+    for what, mask in wrong.items():
+        if mask.any():
+            row = rows.loc[mask.idxmax()]
+            cells = (f"{c} {row[c]}" for c in rows if c in KEY or c in what.split())
+            raise DatasetError(
+                f"{mask.sum():,} rows with {what}; the first is row {mask.idxmax() + 1}:"
+                f" {', '.join(cells)}"
+            )
 
 
 def tensor_shape(path: Path) -> tuple[int, int]:
@@ -255,61 +338,169 @@ def tensor_shape(path: Path) -> tuple[int, int]:
     return tensor.shape[:2]
 
 
-def gather_facts(csv_path: Path) -> tuple[pd.DataFrame, DatasetFacts]:
-    """Read and check the index and all tensors beside it; raise DatasetError at what is wrong."""
+def survey_images(folder: Path, jobs: pd.DataFrame, hashed: bool) -> tuple[list[dict], list[str]]:
+    """Return a record of IMAGE_FIELDS for each tensor, and what is wrong with the tensors."""
+    found = {path.stem for path in (folder / IMAGES_DIR).glob("*.npy")}
+    jobs = jobs.reindex([*jobs.index, *sorted(found - set(jobs.index))], fill_value=0)
+    images, problems = [], []
+    bar = tqdm(jobs.index, desc="tensors", unit="", delay=1, disable=None, leave=False)
+    for jid, (candidates, real) in zip(bar, jobs.to_numpy().tolist(), strict=True):
+        name = f"{IMAGES_DIR}/{jid}.npy"
+        images.append({"jid": jid, "image_filename": name, "candidates": candidates, "real": real})
+        try:
+            images[-1] |= zip(("height", "width"), tensor_shape(folder / name), strict=True)
+            if hashed:
+                images[-1]["sha256"] = file_sha256(folder / name)
+        except DatasetError as error:
+            problems.append(str(error))
+    return images, problems
+
+
+def gather_facts(csv_path: Path, hashed: bool) -> tuple[Facts, list[str]]:
+    """Read and check a dataset and return its facts, and what is wrong with its tensors.
+
+    Raises DatasetError where the index is missing or wrong.
+    """
     try:
-        index = read_index(csv_path)
+        jobs, empty, first = survey_index(csv_path)
     except DatasetError as error:
         raise DatasetError(f"{csv_path}: {error}") from error
-    folder = csv_path.parent
-    named = set(index["image_filename"])
-    found = {f"{IMAGES_DIR}/{path.name}" for path in (folder / IMAGES_DIR).glob("*.npy")}
-    shapes = {tensor_shape(folder / name) for name in sorted(named | found)}
-    if found - named:
-        LOG.warning(
-            f"{folder / IMAGES_DIR}: {len(found - named)} tensors have no candidate in the index;"
-            " the file set includes them"
-        )
-    heights, widths = ({shape[axis] for shape in shapes} for axis in (0, 1))
-    return index, DatasetFacts(
-        jobs=len(named),
-        tensors=len(found),
-        candidates=len(index),
-        real=int(index["label"].sum()),
-        shape=tuple(sizes.pop() if len(sizes) == 1 else -1 for sizes in (heights, widths)),
-    )
+    images, problems = survey_images(csv_path.parent, jobs, hashed)
+    return Facts(csv_path, file_sha256(csv_path), images, empty, first), problems
 
 
-def describe(facts: DatasetFacts) -> str:
+def raise_problems(problems: Sequence[str]) -> None:
+    """Raise DatasetError where there are problems, with a line for each of the first."""
+    if len(problems) > MAX_PROBLEMS:
+        problems = [*problems[:MAX_PROBLEMS], f"and {len(problems) - MAX_PROBLEMS:,} more"]
+    if problems:
+        raise DatasetError("\n".join(problems))
+
+
+def describe(facts: Facts) -> str:
     """Return the description of the dataset, from counted facts."""
-    height, width = facts.shape
-    size = "of several sizes" if -1 in facts.shape else f"of {height} x {width} pixels"
+    jobs = sum(image["candidates"] > 0 for image in facts.images)
+    height, width, _ = facts.array_shape.split(",")
+    size = "of several sizes" if "-1" in (height, width) else f"of {height} x {width} pixels"
     return (
-        f"Candidate transients of {facts.jobs:,} image-differencing jobs in the file layout of"
-        f" RAPID: {facts.candidates:,} candidates, of which {facts.real:,}"
-        f" ({facts.real / facts.candidates:.1%}) are real and the others bogus detections."
-        f" {facts.tensors:,} image tensors {size}, one a job, with the channels"
+        f"Candidate transients of {jobs:,} image-differencing jobs in the file layout of RAPID:"
+        f" {facts.candidates:,} candidates, of which {facts.real} are real and the others bogus"
+        f" detections. {len(facts.images):,} image tensors {size}, one a job, with the channels"
         f" {', '.join(CHANNEL_NAMES)}, each ZScale-normalised to [0, 1]; masked pixels have the"
         " value of zero flux."
     )
 
 
-def candidate_fields(ctx: mlc.Context, facts: DatasetFacts) -> list[mlc.Field]:
-    """Return the fields of the record set, with the tensor as an annotation of its path."""
-    fields = [
-        mlc.Field(
-            ctx=ctx,
-            id=f"{RECORD_SET}/{column}",
-            name=column,
-            description=description,
-            data_types=[data_type],
-            source=mlc.Source(
-                ctx=ctx, file_object=INDEX_ID, extract=mlc.Extract(ctx=ctx, column=column)
-            ),
-        )
-        for column, (data_type, description) in FIELDS.items()
-    ]
-    height, width = facts.shape
+def known_terms(facts: Facts) -> dict[str, object]:
+    """Return what can be said of the data's making and limits without asking the user."""
+    empty = [f"{name} {n:,} ({n / facts.candidates:.1%})" for name, n in facts.empty.items() if n]
+    return {
+        "rai:annotationsPerItem": "1",
+        "rai:dataAnnotationProtocol": "label is 1 (real) where the catalog matches the candidate to"
+        " an injected or simulated source, that is where match is not -1, and else 0 (bogus).",
+        "rai:dataCollectionMissingData": f"Empty cells among {facts.candidates:,} candidates:"
+        f" {', '.join(empty) or 'none'}.",
+        "rai:dataCollectionRawData": "Job folders in the file layout of RAPID: a science, a"
+        " reference, a difference and a score image (FITS), and a catalog of the candidates.",
+        "rai:dataImputationProtocol": "A masked pixel has the value of zero flux. An empty cell of"
+        " the catalog stays empty.",
+        "rai:dataLimitations": [
+            f"Classes are unbalanced as they come: {facts.real} of {facts.candidates:,} candidates"
+            " are real.",
+            "A source that was neither injected nor simulated has no match and counts as bogus.",
+            "Candidates of one job share its sky, PSF and flaws: split by job, not by candidate.",
+        ],
+        "rai:dataManipulationProtocol": "Left out: candidates without a finite position on their"
+        " image, and, whole, jobs without all four images or without labels.",
+        "rai:dataPreprocessingProtocol": [
+            "Each image is scaled between the limits that astropy's ZScaleInterval finds at its"
+            " defaults among its finite pixels, and clipped to [0, 1].",
+            "The four images of a job are stacked to one float32 array (H, W, 4).",
+        ],
+        "rai:dataUseCases": "Training and evaluation of classifiers that tell real transients from"
+        " bogus detections in difference images.",
+        "rai:machineAnnotationTools": [
+            "Candidates: DAOStarFinder and PSFPhotometry of photutils.",
+            "Labels: match of the candidates with injected and simulated sources, by position.",
+        ],
+        "rai:personalSensitiveInformation": "None: images of the sky and measurements on them.",
+        "prov:wasGeneratedBy": activity(),
+    }
+
+
+def activity() -> dict[str, object]:
+    """Return what wrote the dataset and this description, with the versions that are known here."""
+    versions = {"Python": platform.python_version()}
+    versions |= {name: importlib.metadata.version(name) for name in LIBRARIES}
+    return {
+        "@type": "prov:Activity",
+        "name": "From job folders to tensors, index and description",
+        "description": "create_dataset.py wrote tensors and index; generate_croissant.py checked"
+        " and described them, with the software named here.",
+        "prov:wasAssociatedWith": [
+            {"@type": "prov:SoftwareAgent", "name": name, "softwareVersion": version}
+            for name, version in versions.items()
+        ],
+    }
+
+
+def read_rai(path: Path) -> dict[str, object]:
+    """Read the file of --rai; raise DatasetError where it is no JSON object of known terms."""
+    try:
+        given = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise DatasetError(f"{path}: not valid JSON: {one_line(error)}") from error
+    if not isinstance(given, dict):
+        raise DatasetError(f'{path}: expected an object such as {{"rai:dataBiases": "..."}}')
+    known = (*RAI_ONE, *RAI_MANY, *RAI_EXTRA)
+    for term, value in given.items():
+        if term not in known:
+            near = difflib.get_close_matches(term, known, n=1) or [", ".join(known)]
+            raise DatasetError(f"{path}: unknown term '{term}'; did you mean {near[0]}?")
+        if expected := misfit(term, value):
+            raise DatasetError(f"{path}: {term} is {value!r}; expected {expected}")
+    return given
+
+
+def misfit(term: str, value: object) -> str:
+    """Return what a term of --rai takes, or nothing where the value is such."""
+    if term == "rai:hasSyntheticData":
+        return "" if isinstance(value, bool) else "true or false"
+    if term == "prov:wasGeneratedBy":
+        return "" if value and isinstance(value, str | dict | list) else "a text or an object"
+    kinds = {"rai:dataCollectionTimeframe": "a date", "prov:wasDerivedFrom": "a URL"}
+    kind, many = kinds.get(term, "a text"), term not in RAI_ONE
+    values = value if many and isinstance(value, list) else [value]
+    good = all(isinstance(one, str) and re.fullmatch(PATTERNS[kind], one) for one in values)
+    return "" if good and values else kind + (" or a list of them" if many else "")
+
+
+def record_set(
+    ctx: mlc.Context, name: str, description: str, fields: dict[str, str], data: list[dict], **more
+) -> mlc.RecordSet:
+    """Return a record set with the records `data`, or else with the rows of the index."""
+    made = []
+    for field, text in fields.items():
+        extract = mlc.Extract(ctx=ctx, column=field)
+        index = {"source": mlc.Source(ctx=ctx, file_object=INDEX_ID, extract=extract)}
+        texts = {"id": f"{name}/{field}", "name": field, "description": text}
+        types = [TYPES.get(field, mlc.DataType.FLOAT64)]
+        made.append(mlc.Field(ctx=ctx, data_types=types, **texts, **({} if data else index)))
+    rows = [{f"{name}/{field}": row[field] for field in fields} for row in data]
+    texts = {"id": name, "name": name, "description": description}
+    return mlc.RecordSet(ctx=ctx, fields=made, data=rows or None, **texts, **more)
+
+
+def candidates_set(ctx: mlc.Context, array_shape: str) -> mlc.RecordSet:
+    """Return the record set of the candidates; the tensor is an annotation of its path."""
+    text = "One record per candidate; jid and id name it, where its catalog has ids."
+    key = [f"{RECORD_SET}/{column}" for column in KEY]
+    candidates = record_set(ctx, RECORD_SET, text, FIELDS, [], key=key)
+    fields = dict(zip(FIELDS, candidates.fields, strict=True))
+    fields["label"].data_types += [CATEGORY]
+    content = mlc.Extract(ctx=ctx, file_property="content")
     tensor = mlc.Field(
         ctx=ctx,
         id=f"{RECORD_SET}/image_filename/tensor",
@@ -317,61 +508,98 @@ def candidate_fields(ctx: mlc.Context, facts: DatasetFacts) -> list[mlc.Field]:
         description=f"The tensor at that path; last axis: {', '.join(CHANNEL_NAMES)}.",
         data_types=[mlc.DataType.FLOAT32],
         is_array=True,
-        array_shape=f"{height},{width},{len(CHANNEL_NAMES)}",
-        source=mlc.Source(
-            ctx=ctx,
-            file_set=TENSORS_ID,
-            extract=mlc.Extract(ctx=ctx, file_property="content"),
-        ),
+        array_shape=array_shape,
+        source=mlc.Source(ctx=ctx, file_set=TENSORS_ID, extract=content),
     )
-    fields[INDEX_COLUMNS.index("image_filename")].annotations = [tensor]
-    return fields
+    fields["image_filename"].annotations = [tensor]
+    return candidates
 
 
-def build_metadata(csv_path: Path, facts: DatasetFacts) -> dict:
-    """Return the whole description as a JSON-LD dictionary."""
-    rdf = mlc.Rdf(context={**mlc.Rdf().context, **CONTEXT_1_1})
-    ctx = mlc.Context(conforms_to=CONFORMS_TO, rdf=rdf)
-    with csv_path.open("rb") as handle:
-        sha256 = hashlib.file_digest(handle, "sha256").hexdigest()
-    index_file = mlc.FileObject(
+def labels_set(ctx: mlc.Context) -> mlc.RecordSet:
+    """Return the record set that says what the labels mean."""
+    data = [dict(zip(LABEL_FIELDS, label, strict=True)) for label in LABELS]
+    more = {"key": [f"{LABELS_SET}/label"], "data_types": [ENUMERATION]}
+    return record_set(ctx, LABELS_SET, "What the labels mean.", LABEL_FIELDS, data, **more)
+
+
+def images_set(ctx: mlc.Context, images: list[dict]) -> mlc.RecordSet:
+    """Return the record set of the images, with their checksums where these were made."""
+    fields = {field: text for field, text in IMAGE_FIELDS.items() if field in images[0]}
+    key = [f"{IMAGES_SET}/jid"]
+    return record_set(ctx, IMAGES_SET, "One record per job.", fields, images, key=key)
+
+
+def distribution(
+    ctx: mlc.Context, facts: Facts, output: Path, base_url: str | None
+) -> list[mlc.FileObject | mlc.FileSet]:
+    """Return index and tensors, relative to the folder of `output` or, the index, to `base_url`."""
+    csv_path, folder = facts.csv_path, Path()
+    if not base_url:
+        folder = csv_path.parent.resolve().relative_to(output.parent.resolve())
+    url = (folder / csv_path.name).as_posix()
+    index = mlc.FileObject(
         ctx=ctx,
         id=INDEX_ID,
         name=csv_path.name,
         description="One row per candidate: position, finder statistics, label, tensor path.",
-        content_url=csv_path.name,
+        content_url=f"{base_url.rstrip('/')}/{quote(url)}" if base_url else url,
+        content_size=f"{csv_path.stat().st_size} B",
         encoding_formats=[mlc.EncodingFormat.CSV],
-        sha256=sha256,
+        sha256=facts.sha256,
     )
     tensors = mlc.FileSet(
         ctx=ctx,
         id=TENSORS_ID,
         name="image tensors",
         description=f"One .npy a job, float32 (H, W, {len(CHANNEL_NAMES)}) in [0, 1].",
-        includes=[f"{IMAGES_DIR}/*.npy"],
+        includes=[(Path(glob.escape(folder.as_posix())) / IMAGES_DIR / "*.npy").as_posix()],
         encoding_formats=["application/x-numpy"],
     )
-    candidates = mlc.RecordSet(
+    return [index, tensors]
+
+
+def default_date(csv_path: Path) -> datetime:
+    """Return the day of SOURCE_DATE_EPOCH, or else of the index's last change, UTC."""
+    seconds = os.environ.get("SOURCE_DATE_EPOCH") or csv_path.stat().st_mtime
+    try:
+        day = datetime.fromtimestamp(int(seconds), tz=UTC).date()
+    except (ValueError, OverflowError, OSError) as error:
+        raise DatasetError(f"SOURCE_DATE_EPOCH is {seconds!r}; expected seconds") from error
+    return datetime.combine(day, time())
+
+
+def build_metadata(facts: Facts, output: Path, given: dict, rai: dict) -> dict:
+    """Return the whole description as a JSON-LD dictionary.
+
+    `given` are the options that were used; the terms in `rai` replace those of known_terms.
+    """
+    rdf = mlc.Rdf(context={**mlc.Rdf().context, **CONTEXT_1_1})
+    ctx = mlc.Context(conforms_to=CONFORMS_TO, rdf=rdf)
+    modified = default_date(facts.csv_path)
+    stated = {"name": facts.csv_path.parent.resolve().name, "date_published": modified}
+    stated |= {option: given[option] for option in STATED if option in given}
+    terms = {**known_terms(facts), **rai}
+    metadata = mlc.Metadata(
         ctx=ctx,
-        id=RECORD_SET,
-        name=RECORD_SET,
-        description="One record per candidate; jid and id name it, where its catalog has ids.",
-        fields=candidate_fields(ctx, facts),
-    )
-    modified = datetime.fromtimestamp(csv_path.stat().st_mtime, tz=UTC)
-    return mlc.Metadata(
-        ctx=ctx,
-        conforms_to=[CONFORMS_TO],
-        name=csv_path.resolve().parent.name,
-        description=describe(facts),
-        date_published=datetime(modified.year, modified.month, modified.day),
-        distribution=[index_file, tensors],
-        record_sets=[candidates],
+        conforms_to=[CONFORMS_TO, CONFORMS_TO_RAI],
+        description=f"{given.get('description', '')} {describe(facts)}".lstrip(),
+        date_modified=modified,
+        **stated,
+        distribution=distribution(ctx, facts, output, given.get("base_url")),
+        record_sets=[
+            candidates_set(ctx, facts.array_shape),
+            labels_set(ctx),
+            images_set(ctx, facts.images),
+        ],
+        **{snake_case(term): value for term, value in terms.items() if term not in RAI_EXTRA},
     ).to_json()
+    metadata = {MISNAMED.get(term, term): value for term, value in metadata.items()}
+    last = {term: metadata.pop(term) for term in ("distribution", "recordSet")}
+    return metadata | {term: terms[term] for term in RAI_EXTRA if term in terms} | last
 
 
-def check_reload(json_path: Path, index: pd.DataFrame) -> None:
-    """Load a description with mlcroissant and compare its first record with the index.
+def check_reload(json_path: Path, facts: Facts, mapping: dict[str, Path] | None) -> None:
+    """Load a description with mlcroissant and read a record of each of its record sets.
 
     Raises
     ------
@@ -379,12 +607,13 @@ def check_reload(json_path: Path, index: pd.DataFrame) -> None:
         mlcroissant finds a fault, or reads something else than the index holds.
     """
     try:
-        records = mlc.Dataset(jsonld=json_path).records(RECORD_SET)
-        record = next(iter(records))
+        dataset = mlc.Dataset(jsonld=json_path, mapping=mapping)
+        names = [record_set.id for record_set in dataset.metadata.record_sets]
+        first = {name: next(iter(dataset.records(name))) for name in names}
     except (mlc.ValidationError, mlc.GenerationError, ValueError, OSError) as error:
         raise DatasetError(f"mlcroissant refuses the description: {one_line(error)}") from error
-    for column, value in index.iloc[0].items():
-        read = record[f"{RECORD_SET}/{column}"]
+    for column, value in facts.first.items():
+        read = first[RECORD_SET][f"{RECORD_SET}/{column}"]
         read = read.decode() if isinstance(read, bytes) else read
         if not (read == value or (read is None and pd.isna(value))):
             raise DatasetError(f"mlcroissant reads {column} as {read!r}; the index has {value!r}")
@@ -404,35 +633,132 @@ def atomic_write(path: Path) -> Iterator[Path]:
             temporary.unlink()
 
 
-def write_croissant(csv_path: Path, output: Path) -> tuple[DatasetFacts, dict]:
-    """Check the dataset, describe it, and put the description under its name once it reloads.
+def write_croissant(csv_path: Path, output: Path, given: dict) -> str:
+    """Describe a dataset, put the description under its name once it reloads, and sum it up.
 
     Raises
     ------
     DatasetError
         The dataset is damaged, or the description cannot be written or reloaded.
     """
-    index, facts = gather_facts(csv_path)
+    rai = read_rai(given["rai"]) if "rai" in given else {}
+    facts, problems = gather_facts(csv_path, "image_sha256" in given)
+    raise_problems(problems)
     try:
-        metadata = build_metadata(csv_path, facts)
-    except mlc.ValidationError as error:
+        metadata = build_metadata(facts, output, given, rai)
+    except (mlc.ValidationError, ValueError) as error:
         raise DatasetError(f"mlcroissant refuses the description: {one_line(error)}") from error
     with atomic_write(output) as temporary:
         text = json.dumps(metadata, indent=2, ensure_ascii=False)
         temporary.write_text(text + "\n", encoding="utf-8")
-        check_reload(temporary, index)
-    return facts, metadata
+        check_reload(temporary, facts, {INDEX_ID: csv_path} if "base_url" in given else None)
+    return "\n".join([str(output), summary(facts), *not_stated(metadata)])
 
 
-def summary(facts: DatasetFacts, metadata: dict, output: Path) -> str:
-    """Return the closing lines of a run."""
-    missing = [term for term in USER_KNOWS if term not in metadata]
+def summary(facts: Facts) -> str:
+    """Return what was described, or compared with its description, in a line."""
+    empty = sum(not image["candidates"] for image in facts.images)
     return (
-        f"{output}\n"
-        f"  described    {facts.tensors:,} tensors, {facts.candidates:,} candidates,"
-        f" {facts.real:,} real\n"
-        f"  not stated   {', '.join(missing)}"
+        f"  described    {len(facts.images):,} tensors ({empty:,} without candidates),"
+        f" {facts.candidates:,} candidates, {facts.real} real"
     )
+
+
+def not_stated(metadata: dict) -> Iterator[str]:
+    """Yield a line for each term that nobody gave, with the option that gives it."""
+    head = "not stated"
+    for who, terms in ASKED_FOR.items():
+        for term in terms.split():
+            if term not in metadata:
+                option = "--rai" if ":" in term else f"--{snake_case(term)}"
+                yield f"  {head:12} {term:22} {option:12} {who}"
+                head = ""
+
+
+def check_description(csv_path: Path, output: Path) -> str:
+    """Hold an existing description against the dataset; raise DatasetError with the differences.
+
+    Returns the closing lines of the run.
+    """
+    if not output.is_file():
+        raise DatasetError(f"{output}: no such file; run without --check to write it")
+    try:
+        metadata = mlc.Dataset(jsonld=output).metadata
+        sha256 = {file.id: file.sha256 for file in metadata.file_objects}[INDEX_ID]
+        (data,) = (one.data for one in metadata.record_sets if one.id == IMAGES_SET)
+        rows = [
+            {f: row[f"{IMAGES_SET}/{f}"] for f in IMAGE_FIELDS if f"{IMAGES_SET}/{f}" in row}
+            for row in data
+        ]
+        images = {row["jid"]: row for row in rows}
+    except MLCROISSANT_ERRORS as error:
+        raise DatasetError(
+            f"{output}: not a description that this script writes:"
+            f" {type(error).__name__} {one_line(error)}"
+        ) from error
+    hashed = any("sha256" in image for image in images.values())
+    facts, problems = gather_facts(csv_path, hashed)
+    raise_problems([*differences(facts, sha256, images), *problems])
+    return f"{output} agrees with the dataset\n{summary(facts)}"
+
+
+def differences(facts: Facts, sha256: str, described: dict[str, dict]) -> list[str]:
+    """Return how a dataset differs from its description: checksum of the index, and images."""
+    found = {image["jid"]: image for image in facts.images}
+    candidates = sum(image["candidates"] for image in described.values())
+    pairs = {
+        f"{facts.csv_path}: sha256": (facts.sha256, sha256),
+        "number of jobs": (len(found), len(described)),
+        "number of candidates": (facts.candidates, candidates),
+    }
+    for jid in sorted(found.keys() | described.keys()):
+        now, then = found.get(jid), described.get(jid)
+        if now and then:
+            fields = (field for field in then if field in now)  # not of a tensor that is damaged
+            pairs |= {f"{jid}: {field}": (now[field], then[field]) for field in fields}
+        else:
+            pairs[f"job {jid}"] = tuple("there" if image else "missing" for image in (now, then))
+    changed = ((what, now, then) for what, (now, then) in pairs.items() if now != then)
+    return [f"{what} is {now}, described as {then}" for what, now, then in changed]
+
+
+def matching(kind: str) -> Callable[[str], str]:
+    """Return a function that lets only texts of one kind of PATTERNS pass."""
+
+    def check(text: str) -> str:
+        if not re.fullmatch(PATTERNS[kind], text):
+            raise argparse.ArgumentTypeError(f"expected {kind}, got {text!r}")
+        return text
+
+    return check
+
+
+def license_url(text: str) -> str:
+    """Return a URL as it is, and of an SPDX id the page at spdx.org."""
+    if re.fullmatch(URL, text):
+        return text
+    with suppress(InvalidLicenseExpression):
+        spdx_id = canonicalize_license_expression(text)
+        if re.fullmatch(r"(?!LicenseRef-)[\w.-]+", spdx_id):
+            return f"https://spdx.org/licenses/{spdx_id}"
+    raise argparse.ArgumentTypeError(
+        f"expected an SPDX id such as CC-BY-4.0 or a URL, got {text!r}"
+    )
+
+
+def party(text: str) -> mlc.Person | mlc.Organization:
+    """Return who `Name,email,url` is: after 'org:' an organization, else a person."""
+    matching("name,email,url")(text)
+    kind = mlc.Organization if text.startswith("org:") else mlc.Person
+    texts = (part.strip() for part in text.removeprefix("org:").split(","))
+    return kind(
+        **{key: one for key, one in zip(("name", "email", "url"), texts, strict=False) if one}
+    )
+
+
+def keywords(text: str) -> list[str]:
+    """Return the words of a list with commas."""
+    return [matching("a text")(word).strip() for word in text.split(",")]
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -444,14 +770,39 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     csv_path, output = (f"./hackathon_dataset/{name}" for name in (INDEX_NAME, CROISSANT_NAME))
     add("-c", "--csv_path", type=Path, default=csv_path, help="index of the dataset")
-    add("-o", "--output", type=Path, default=output, help="description to write, beside the index")
+    add("-o", "--output", type=Path, default=output, help="description to write")
+    text, url = matching("a text"), matching("a URL")
+    options = {
+        "name": (text, "name of the dataset, otherwise that of its folder"),
+        "description": (text, "what it is about; what was counted is added"),
+        "license": (license_url, "SPDX id or URL"),
+        "url": (url, "page of the dataset"),
+        "creator": (party, "name,email,url of a person, or org:name,...; repeat it for more"),
+        "publisher": (party, "the same, of who publishes it"),
+        "version": (matching("a version such as 1.0.0"), "MAJOR.MINOR.PATCH"),
+        "date_published": (matching("a date"), "YYYY-MM-DD, otherwise the day of the index"),
+        "cite_as": (text, "citation, BibTeX for choice"),
+        "keywords": (keywords, "what to find it by, separated by commas"),
+        "rai": (Path, "JSON file with terms of responsible AI and provenance"),
+        "base_url": (url, "where the index is published: makes its URL absolute"),
+    }
+    nothing = argparse.SUPPRESS  # no attribute where the option is not used
+    for name, (kind, help_text) in options.items():
+        many = {"action": "append", "dest": "creators"} if name == "creator" else {}
+        add(f"--{name}", type=kind, default=nothing, help=help_text, **many)
+    texts = "add the checksums of the tensors"
+    add("--image_sha256", action="store_true", default=nothing, help=texts)
+    add("--check", action="store_true", help="write nothing; compare an existing description")
     args = parser.parse_args(argv)
+    if args.check and (useless := vars(args).keys() - {"csv_path", "output", "check"}):
+        parser.error(f"--check writes nothing: {min(useless)} would have no effect")
+    csv_folder, output_folder = (p.parent.resolve() for p in (args.csv_path, args.output))
     if args.output.suffix != ".json":
         parser.error(f"--output must be named *.json, not {args.output.name}")
-    if args.output.resolve().parent != args.csv_path.resolve().parent:
+    if not (args.check or "base_url" in args or csv_folder.is_relative_to(output_folder)):
         parser.error(
-            f"--output must lie in {args.csv_path.parent}, beside the index: the paths in it are"
-            " relative to its own folder"
+            f"--output must lie in {args.csv_path.parent} or above it, or be used with --base_url:"
+            " Croissant has paths only to what lies below its own folder"
         )
     return args
 
@@ -460,12 +811,18 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     args = parse_args(argv)
     logging.basicConfig(format="%(levelname)s: %(message)s", force=True)
-    logging.getLogger("absl").setLevel(logging.ERROR)  # what is not stated is listed below
+    logging.getLogger("absl").setLevel(logging.ERROR)  # what is not stated is listed at the end
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a path may have letters that it cannot print
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        facts, metadata = write_croissant(args.csv_path, args.output)
-        print(summary(facts, metadata, args.output), flush=True)
+        if args.check:
+            report = check_description(args.csv_path, args.output)
+        else:
+            report = write_croissant(args.csv_path, args.output, vars(args))
+        print(report, flush=True)
     except (DatasetError, OSError) as error:
-        LOG.error(error)
+        for line in str(error).splitlines():
+            LOG.error(line)
         return 1
     except KeyboardInterrupt:
         LOG.error("interrupted: nothing was written")

@@ -1,5 +1,6 @@
 """Small job folders like RAPID's, written afresh for each test."""
 
+import json
 import os
 import subprocess
 import time
@@ -23,6 +24,14 @@ CUT_HEADER = b"\x93NUMPY\x01\x00v\x00" + b"{'descr': '<f4', 'fortran_order': Fal
 FINDER_COLUMNS = (
     "id xcentroid ycentroid sharpness roundness1 roundness2 npix peak flux mag daofind_mag".split()
 )
+RAI = {  # what a user may say with --rai: two misnamed terms, and those that NeurIPS requires
+    "rai:dataBiases": ["One filter.", "Bright sources only."],
+    "rai:dataCollectionTimeframe": ["2026-10-01", "2026-10-31"],
+    "rai:dataManipulationProtocol": "Nothing was left out.",
+    "rai:dataSocialImpact": "None.",
+    "rai:hasSyntheticData": True,
+    "prov:wasDerivedFrom": "https://example.org/raw",
+}
 
 
 def make_images(seed: int = 0, shape: tuple[int, int] = SHAPE) -> dict[str, np.ndarray]:
@@ -116,6 +125,17 @@ def state_of(path: Path) -> tuple[str, str]:
     return state, group
 
 
+def describe(dataset: Path, *options: str) -> int:
+    """Write croissant.json into a dataset and return the exit code."""
+    paths = ["-c", str(dataset / "master_index.csv"), "-o", str(dataset / "croissant.json")]
+    return generate_croissant.main([*paths, *options])
+
+
+def description_of(dataset: Path) -> dict:
+    """Return the croissant.json of a dataset."""
+    return json.loads((dataset / "croissant.json").read_text(encoding="utf-8"))
+
+
 def write_two_tables(job: Path, catalog: pd.DataFrame, finder_order: list[int]) -> None:
     """Write a catalog in the layout of two files, the finder's rows in another order."""
     names = {"x": "xcentroid", "y": "ycentroid"}
@@ -144,6 +164,21 @@ def dataset(raw: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def described(dataset: Path) -> Path:
     """Return a dataset of four small jobs with its croissant.json."""
-    csv_path, json_path = dataset / "master_index.csv", dataset / "croissant.json"
-    assert generate_croissant.main(["-c", str(csv_path), "-o", str(json_path)]) == 0
+    assert describe(dataset) == 0
     return dataset
+
+
+@pytest.fixture
+def everything(tmp_path: Path) -> list[str]:
+    """Return options with all that generate_croissant.py asks of the user."""
+    rai = tmp_path / "rai.json"
+    rai.write_text(json.dumps(RAI))
+    return [
+        *("--name", "Mini RAPID", "--description", "Jobs to try the tools on."),
+        *("--license", "cc-by-4.0", "--url", "https://example.org/mini"),
+        *("--creator", "Ada Lovelace,ada@example.org,https://example.org/ada"),
+        *("--creator", "org:Example Observatory", "--publisher", "org:Archive,,https://a.org"),
+        *("--version", "1.2.3", "--date_published", "2026-11-01"),
+        *("--cite_as", "@misc{mini, title={Mini}}", "--keywords", "transients, Roman"),
+        *("--rai", str(rai)),
+    ]
