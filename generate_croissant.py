@@ -46,7 +46,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, time
+from datetime import UTC, date, datetime, time
 from pathlib import Path
 from urllib.parse import quote
 
@@ -155,13 +155,16 @@ STATED = tuple(  # options that mlcroissant takes as they are
     "name license url creators publisher version date_published cite_as keywords".split()
 )
 LIBRARIES = ("mlcroissant", "numpy", "pandas")  # whose versions are stated
-URL = r"https?://[^\s/?#]+\S*"
+TEXT_KIND, URL_KIND = "a text", "a URL such as https://example.org/data"
+DATE_KIND, VERSION_KIND = "a date such as 2026-01-31", "a version such as 1.0.0"
+NUMBER, WORD = r"(0|[1-9][0-9]*)", "[0-9A-Za-z-]+"
+PRE = rf"({NUMBER}|[0-9]*[A-Za-z-][0-9A-Za-z-]*)"
 PATTERNS = {  # of what the user gives
-    "a text": r"(?s).*\S.*",
-    "a URL": URL,
-    "a date": r"\d{4}-(0[1-9]|1[012])-(0[1-9]|[12]\d|3[01])",
-    "a version such as 1.0.0": r"(0|[1-9]\d*)(\.(0|[1-9]\d*)){2}(-[\w.-]+)?(\+[\w.-]+)?",
-    "name,email,url": rf"[^,]*[^,\s][^,]*(,\s*([^,@\s]+@[^,@\s]+)?\s*(,\s*({URL})?)?)?",
+    TEXT_KIND: r"(?s).*\S.*",
+    URL_KIND: r"https?://[^\s/?#]+\S*",
+    DATE_KIND: r"\d{4}-\d\d-\d\d",
+    # As semver.org has it: three numbers, of a pre-release -words or numbers, of a build +words.
+    VERSION_KIND: rf"{NUMBER}(\.{NUMBER}){{2}}(-{PRE}(\.{PRE})*)?(\+{WORD}(\.{WORD})*)?",
 }
 PART_ROWS = 100_000  # of the index in memory at a time: some 60 MB
 MAX_PROBLEMS = 20  # that a run lists
@@ -242,7 +245,7 @@ def survey_index(csv_path: Path) -> tuple[pd.DataFrame, Counter[str], dict[str, 
     """
     if not csv_path.is_file():
         raise DatasetError("no such file; create_dataset.py writes it")
-    jobs, keys, empty, first = [], [], Counter(), {}
+    jobs, keys, empty, first = [], [], Counter(), []
     texts = dict.fromkeys(TEXT_COLUMNS, str)
     options = {"chunksize": PART_ROWS, "index_col": False, "dtype": texts, "low_memory": False}
     try:
@@ -252,7 +255,7 @@ def survey_index(csv_path: Path) -> tuple[pd.DataFrame, Counter[str], dict[str, 
             for part in pd.read_csv(csv_path, **options):
                 part = checked_rows(part)
                 empty.update(part.isna().sum().to_dict())
-                first = first or part.iloc[0].to_dict()
+                first = first or part[:1].to_dict("records")
                 jobs.append(part.groupby("jid", sort=False)["label"].agg(["size", "sum"]))
                 keys.append(part[list(KEY)])
     except (ValueError, pd.errors.ParserWarning) as error:
@@ -261,8 +264,8 @@ def survey_index(csv_path: Path) -> tuple[pd.DataFrame, Counter[str], dict[str, 
         raise DatasetError("no candidates in it; there is nothing to describe")
     keys = pd.concat(keys)
     refuse_rows(keys, {"jid and id of another row": keys.duplicated() & keys["id"].notna()})
-    jobs = pd.concat(jobs).groupby(level="jid", sort=False).sum()
-    return jobs.set_axis(["candidates", "real"], axis="columns"), empty, first
+    jobs = pd.concat(jobs).groupby(level="jid", sort=False).sum().astype(int)
+    return jobs.set_axis(["candidates", "real"], axis="columns"), empty, first[0]
 
 
 def check_header(found: Sequence[str]) -> None:
@@ -281,7 +284,7 @@ def check_header(found: Sequence[str]) -> None:
 def checked_rows(part: pd.DataFrame) -> pd.DataFrame:
     """Return rows of the index in their types; raise DatasetError where one is wrong in itself."""
     given = part[list(NUMBER_COLUMNS)]
-    numbers = given.apply(pd.to_numeric, errors="coerce")
+    numbers = given.apply(pd.to_numeric, errors="coerce").astype(float)
     wrong = {
         f"a {column} that is no number": (numbers[column].isna() & given[column].notna())
         | (given[column].dtype == bool)
@@ -457,8 +460,8 @@ def read_rai(path: Path) -> dict[str, object]:
     known = (*RAI_ONE, *RAI_MANY, *RAI_EXTRA)
     for term, value in given.items():
         if term not in known:
-            near = difflib.get_close_matches(term, known, n=1) or [", ".join(known)]
-            raise DatasetError(f"{path}: unknown term '{term}'; did you mean {near[0]}?")
+            near = difflib.get_close_matches(term, known, n=1) or sorted(known)
+            raise DatasetError(f"{path}: unknown term '{term}'; expected {' or '.join(near)}")
         if expected := misfit(term, value):
             raise DatasetError(f"{path}: {term} is {value!r}; expected {expected}")
     return given
@@ -470,11 +473,20 @@ def misfit(term: str, value: object) -> str:
         return "" if isinstance(value, bool) else "true or false"
     if term == "prov:wasGeneratedBy":
         return "" if value and isinstance(value, str | dict | list) else "a text or an object"
-    kinds = {"rai:dataCollectionTimeframe": "a date", "prov:wasDerivedFrom": "a URL"}
-    kind, many = kinds.get(term, "a text"), term not in RAI_ONE
+    kinds = {"rai:dataCollectionTimeframe": DATE_KIND, "prov:wasDerivedFrom": URL_KIND}
+    kind, many = kinds.get(term, TEXT_KIND), term not in RAI_ONE
     values = value if many and isinstance(value, list) else [value]
-    good = all(isinstance(one, str) and re.fullmatch(PATTERNS[kind], one) for one in values)
-    return "" if good and values else kind + (" or a list of them" if many else "")
+    good = values and all(is_a(kind, one) for one in values)
+    return "" if good else kind + (" or a list of such" if many else "")
+
+
+def is_a(kind: str, value: object) -> bool:
+    """Tell whether a value is a text of one kind of PATTERNS."""
+    if not isinstance(value, str) or not re.fullmatch(PATTERNS[kind], value):
+        return False
+    with suppress(ValueError):
+        return kind != DATE_KIND or bool(date.fromisoformat(value))
+    return False
 
 
 def record_set(
@@ -726,7 +738,7 @@ def matching(kind: str) -> Callable[[str], str]:
     """Return a function that lets only texts of one kind of PATTERNS pass."""
 
     def check(text: str) -> str:
-        if not re.fullmatch(PATTERNS[kind], text):
+        if not is_a(kind, text):
             raise argparse.ArgumentTypeError(f"expected {kind}, got {text!r}")
         return text
 
@@ -734,31 +746,30 @@ def matching(kind: str) -> Callable[[str], str]:
 
 
 def license_url(text: str) -> str:
-    """Return a URL as it is, and of an SPDX id the page at spdx.org."""
-    if re.fullmatch(URL, text):
+    """Return a URL as it is, and for an SPDX id its page at spdx.org."""
+    if is_a(URL_KIND, text):
         return text
     with suppress(InvalidLicenseExpression):
         spdx_id = canonicalize_license_expression(text)
         if re.fullmatch(r"(?!LicenseRef-)[\w.-]+", spdx_id):
             return f"https://spdx.org/licenses/{spdx_id}"
-    raise argparse.ArgumentTypeError(
-        f"expected an SPDX id such as CC-BY-4.0 or a URL, got {text!r}"
-    )
+    raise argparse.ArgumentTypeError(f"expected an SPDX id as CC-BY-4.0 or a URL, got {text!r}")
 
 
 def party(text: str) -> mlc.Person | mlc.Organization:
-    """Return who `Name,email,url` is: after 'org:' an organization, else a person."""
-    matching("name,email,url")(text)
+    """Return who `name,email,url` is: after 'org:' an organization, else a person."""
+    patterns = {"name": ".+", "email": r"([^@\s]+@[^@\s]+)?", "url": f"({PATTERNS[URL_KIND]})?"}
+    texts = [part.strip() for part in text.removeprefix("org:").split(",")]
+    fits = all(map(re.fullmatch, patterns.values(), texts))
+    if not fits or len(texts) > len(patterns):
+        raise argparse.ArgumentTypeError(f"expected name,email,url, got {text!r}")
     kind = mlc.Organization if text.startswith("org:") else mlc.Person
-    texts = (part.strip() for part in text.removeprefix("org:").split(","))
-    return kind(
-        **{key: one for key, one in zip(("name", "email", "url"), texts, strict=False) if one}
-    )
+    return kind(**dict(zip(patterns, (one or None for one in texts), strict=False)))
 
 
 def keywords(text: str) -> list[str]:
     """Return the words of a list with commas."""
-    return [matching("a text")(word).strip() for word in text.split(",")]
+    return [matching(TEXT_KIND)(word).strip() for word in text.split(",")]
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -771,7 +782,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     csv_path, output = (f"./hackathon_dataset/{name}" for name in (INDEX_NAME, CROISSANT_NAME))
     add("-c", "--csv_path", type=Path, default=csv_path, help="index of the dataset")
     add("-o", "--output", type=Path, default=output, help="description to write")
-    text, url = matching("a text"), matching("a URL")
+    text, url = matching(TEXT_KIND), matching(URL_KIND)
     options = {
         "name": (text, "name of the dataset, otherwise that of its folder"),
         "description": (text, "what it is about; what was counted is added"),
@@ -779,8 +790,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "url": (url, "page of the dataset"),
         "creator": (party, "name,email,url of a person, or org:name,...; repeat it for more"),
         "publisher": (party, "the same, of who publishes it"),
-        "version": (matching("a version such as 1.0.0"), "MAJOR.MINOR.PATCH"),
-        "date_published": (matching("a date"), "YYYY-MM-DD, otherwise the day of the index"),
+        "version": (matching(VERSION_KIND), "MAJOR.MINOR.PATCH"),
+        "date_published": (matching(DATE_KIND), "YYYY-MM-DD, otherwise the day of the index"),
         "cite_as": (text, "citation, BibTeX for choice"),
         "keywords": (keywords, "what to find it by, separated by commas"),
         "rai": (Path, "JSON file with terms of responsible AI and provenance"),

@@ -1,0 +1,286 @@
+"""generate_croissant.py: what it refuses, and how it ends where it cannot write."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import CUT_HEADER, describe, finish
+
+import generate_croissant
+from generate_croissant import INDEX_COLUMNS
+
+SCRIPT = Path(generate_croissant.__file__)
+
+
+def edit(dataset: Path, old: str, new: str) -> None:
+    csv_path = dataset / "master_index.csv"
+    text = csv_path.read_text()
+    assert old in text
+    csv_path.write_text(text.replace(old, new, 1))
+
+
+def set_cell(dataset: Path, column: str, value: object) -> None:
+    index = pd.read_csv(dataset / "master_index.csv").astype({column: object})
+    index.loc[1, column] = value
+    index.to_csv(dataset / "master_index.csv", index=False)
+
+
+def set_column(dataset: Path, column: str, value: object) -> None:
+    index = pd.read_csv(dataset / "master_index.csv")
+    index.assign(**{column: value}).to_csv(dataset / "master_index.csv", index=False)
+
+
+def tensor(dataset: Path) -> Path:
+    return dataset / "images" / "jid002.npy"
+
+
+WRONG_PATH = "an image_filename other than images/<jid>.npy"
+BAD_DATASETS = {
+    "no index": (lambda d: (d / "master_index.csv").unlink(), "no such file"),
+    "a folder as index": (
+        lambda d: (d / "master_index.csv").unlink() or (d / "master_index.csv").mkdir(),
+        "no such file",
+    ),
+    "empty index": (lambda d: (d / "master_index.csv").write_text(""), "not a readable CSV"),
+    "binary index": (
+        lambda d: (d / "master_index.csv").write_bytes(b"\x00\xff\xfe"),
+        "not a readable CSV",
+    ),
+    "no rows": (
+        lambda d: (d / "master_index.csv").write_text(",".join(INDEX_COLUMNS) + "\n"),
+        "no candidates in it",
+    ),
+    "column missing": (lambda d: edit(d, "flux", "flax"), "missing flux; not expected flax"),
+    "column extra": (
+        lambda d: set_column(d, "snr", 5),
+        "not the columns of master_index.csv: not expected snr",
+    ),
+    "column twice": (lambda d: edit(d, "peak,flux", "flux,flux"), "missing peak; twice flux"),
+    "order": (lambda d: edit(d, "peak,flux", "flux,peak"), "out of order; expected id, jid, x"),
+    "text in a number": (
+        lambda d: set_cell(d, "flux", "big"),
+        "1 rows with a flux that is no number; the first is row 2: id 2.0, jid jid001, flux big",
+    ),
+    "a column of texts": (
+        lambda d: set_column(d, "peak", "high"),
+        "48 rows with a peak that is no number",
+    ),
+    "a column of truth values": (
+        lambda d: set_column(d, "label", True),
+        "48 rows with a label that is no number",
+    ),
+    "no position": (lambda d: set_cell(d, "x", np.nan), "1 rows with no finite x; the first"),
+    "infinite position": (lambda d: set_cell(d, "y", np.inf), "1 rows with no finite y"),
+    "no match": (lambda d: set_cell(d, "match", np.nan), "1 rows with no finite match"),
+    "no job": (lambda d: set_cell(d, "jid", np.nan), "1 rows with no jid; the first is row 2"),
+    "no path": (lambda d: set_cell(d, "image_filename", np.nan), "rows with no image_filename"),
+    "label 2": (
+        lambda d: set_cell(d, "label", 2),
+        "1 rows with a label other than 0 and 1; the first is row 2: id 2.0, jid jid001, label 2",
+    ),
+    "empty label": (lambda d: set_cell(d, "label", np.nan), "1 rows with no finite label"),
+    "label against match": (
+        lambda d: set_cell(d, "label", 1),
+        "1 rows with a label that contradicts match; the first is row 2: id 2.0, jid jid001,"
+        " match -1.0, label 1",
+    ),
+    "path out of the folder": (
+        lambda d: set_cell(d, "image_filename", "../jid001.npy"),
+        f"1 rows with {WRONG_PATH}; the first is row 2: id 2.0, jid jid001, image_filename ../",
+    ),
+    "path of another job": (
+        lambda d: set_cell(d, "image_filename", "images/jid002.npy"),
+        WRONG_PATH,
+    ),
+    "job out of the folder": (
+        lambda d: edit(d, "jid001", "../jid") or edit(d, "images/jid001", "images/../jid"),
+        WRONG_PATH,
+    ),
+    "rows too long": (
+        lambda d: edit(d, "images/jid001.npy", "images/jid001.npy,9"),
+        "not a readable CSV file",
+    ),
+    "key twice": (
+        lambda d: set_cell(d, "id", 1.0),
+        "1 rows with jid and id of another row; the first is row 2: jid jid001, id 1.0",
+    ),
+    "tensor in Fortran order": (
+        lambda d: np.save(tensor(d), np.asfortranarray(np.zeros((72, 80, 4), "f4"))),
+        "jid002.npy: Fortran order",
+    ),
+    "tensor of no candidate": (
+        lambda d: np.save(d / "images" / "jid009.npy", np.zeros(3)),
+        "jid009.npy: float64 (3,)",
+    ),
+    "tensor missing": (lambda d: tensor(d).unlink(), "jid002.npy: no such tensor"),
+    "tensors gone": (lambda d: shutil.rmtree(d / "images"), "jid004.npy: no such tensor"),
+    "a folder as tensor": (
+        lambda d: tensor(d).unlink() or tensor(d).mkdir(),
+        "jid002.npy: not a whole .npy file",
+    ),
+    "tensor truncated": (
+        lambda d: tensor(d).write_bytes(tensor(d).read_bytes()[:-1]),
+        "jid002.npy: not a whole .npy file",
+    ),
+    "tensor no npy": (lambda d: tensor(d).write_text("x"), "jid002.npy: not a whole .npy file"),
+    "tensor with a cut header": (
+        lambda d: tensor(d).write_bytes(CUT_HEADER),
+        "jid002.npy: not a whole .npy file",
+    ),
+    "tensor too long": (
+        lambda d: tensor(d).write_bytes(tensor(d).read_bytes() + b"x"),
+        "jid002.npy: longer than its header says",
+    ),
+    "tensor pickled": (
+        lambda d: np.save(tensor(d), np.array([{}], object), allow_pickle=True),
+        "jid002.npy: not a whole .npy file",
+    ),
+    "tensor float64": (
+        lambda d: np.save(tensor(d), np.zeros((72, 80, 4))),
+        r"float64 (72, 80, 4); expected float32 (H, W, 4)",
+    ),
+    "tensor flat": (lambda d: np.save(tensor(d), np.zeros((9, 9), "f4")), "float32 (9, 9)"),
+    "tensor of 3 channels": (
+        lambda d: np.save(tensor(d), np.zeros((72, 80, 3), "f4")),
+        "float32 (72, 80, 3)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), BAD_DATASETS.values(), ids=BAD_DATASETS)
+def test_a_bad_dataset_is_not_described(dataset, capsys, damage, message):
+    damage(dataset)
+    assert describe(dataset) == 1
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert printed.out == ""
+    assert not [path for path in dataset.iterdir() if "croissant" in path.name]
+
+
+def test_every_bad_tensor_is_named(dataset, capsys):
+    tensor(dataset).unlink()
+    (dataset / "images" / "jid004.npy").write_bytes(b"")
+    assert describe(dataset) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(": ")[1][-10:] for line in lines] == ["jid002.npy", "jid004.npy"]
+
+
+def test_a_long_list_of_bad_tensors_is_cut_short(dataset, capsys):
+    for number in range(5, 30):
+        (dataset / "images" / f"jid{number:03d}.npy").write_bytes(b"")
+    assert describe(dataset) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 21
+    assert lines[-1] == "ERROR: and 5 more"
+
+
+def test_a_wrong_row_is_named_by_its_place_in_the_whole_index(dataset, capsys, monkeypatch):
+    monkeypatch.setattr(generate_croissant, "PART_ROWS", 5)
+    index = pd.read_csv(dataset / "master_index.csv")
+    index.loc[17, "label"] = 7
+    index.to_csv(dataset / "master_index.csv", index=False)
+    assert describe(dataset) == 1
+    assert "the first is row 18: id 6.0, jid jid002, label 7" in capsys.readouterr().err
+
+
+def test_a_key_that_occurs_in_two_parts_of_the_index_is_found(dataset, capsys, monkeypatch):
+    monkeypatch.setattr(generate_croissant, "PART_ROWS", 5)
+    index = pd.read_csv(dataset / "master_index.csv")
+    pd.concat([index, index[:1]]).to_csv(dataset / "master_index.csv", index=False)
+    assert describe(dataset) == 1
+    assert "the first is row 49: jid jid001, id 1.0" in capsys.readouterr().err
+
+
+def test_ids_may_be_missing_or_the_same_in_two_jobs(dataset):
+    set_column(dataset, "id", [None, None, *range(46)])
+    assert describe(dataset) == 0
+
+
+def test_an_old_description_stays_where_the_dataset_became_bad(described):
+    before = (described / "croissant.json").read_bytes()
+    tensor(described).unlink()
+    assert describe(described) == 1
+    assert (described / "croissant.json").read_bytes() == before
+
+
+def test_a_description_that_reads_something_else_is_not_kept(dataset, capsys, monkeypatch):
+    candidates_set = generate_croissant.candidates_set
+
+    def swap_columns(*arguments):
+        made = candidates_set(*arguments)
+        made.fields[2].source, made.fields[3].source = made.fields[3].source, made.fields[2].source
+        return made
+
+    monkeypatch.setattr(generate_croissant, "candidates_set", swap_columns)
+    assert describe(dataset) == 1
+    assert "mlcroissant reads x as" in capsys.readouterr().err
+    assert not (dataset / "croissant.json").exists()
+
+
+def test_a_description_that_mlcroissant_refuses_is_not_kept(dataset, capsys, monkeypatch):
+    monkeypatch.setattr(generate_croissant, "TENSORS_ID", generate_croissant.INDEX_ID)
+    assert describe(dataset) == 1
+    assert "mlcroissant refuses the description" in capsys.readouterr().err
+    assert not (dataset / "croissant.json").exists()
+
+
+def test_an_output_that_is_a_folder(dataset, capsys):
+    (dataset / "croissant.json").mkdir()
+    assert describe(dataset) == 1
+    assert "croissant.json: cannot be written: Is a directory" in capsys.readouterr().err
+
+
+def test_an_output_in_a_folder_that_is_not_there(dataset, capsys):
+    assert describe(dataset, "-o", str(dataset / "no" / "c.json"), "--base_url", "http://a.b") == 1
+    assert "c.json: cannot be written: No such file or directory" in capsys.readouterr().err
+
+
+def test_a_folder_without_write_permission(dataset):
+    prefix = []
+    if os.geteuid() == 0:  # root writes everywhere, unless it gives that up
+        prefix = ["setpriv", "--bounding-set", "-dac_override"]
+        if not shutil.which("setpriv"):
+            pytest.skip("no setpriv, which takes root's right to write everywhere")
+    dataset.chmod(0o555)
+    done = subprocess.run(
+        [*prefix, sys.executable, SCRIPT, "-c", "master_index.csv", "-o", "croissant.json"],
+        cwd=dataset,
+        capture_output=True,
+        text=True,
+    )
+    dataset.chmod(0o755)
+    message = "ERROR: croissant.json: cannot be written: Permission denied\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", message)
+
+
+def test_ctrl_c_is_130_and_leaves_nothing(dataset, capsys, monkeypatch):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(generate_croissant, "check_reload", interrupt)
+    assert describe(dataset) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert sorted(path.name for path in dataset.iterdir()) == ["images", "master_index.csv"]
+
+
+def test_ctrl_c_while_the_index_is_read_is_130(dataset):
+    text = (dataset / "master_index.csv").read_text()
+    header, row = text.splitlines()[:2]
+    rows = (row.replace("1.0,", f"{number}.0,", 1) for number in range(1, 150_000))
+    with (dataset / "master_index.csv").open("w") as handle:
+        handle.write("\n".join([header, *rows, ""]))
+    source = (
+        "import os, signal, sys, threading; sys.path.insert(0, sys.argv[1]);"
+        "import generate_croissant as g; rows = g.checked_rows;"
+        "g.checked_rows = lambda part: os.kill(os.getpid(), signal.SIGINT) or rows(part);"
+        "sys.exit(g.main(['-c', 'master_index.csv', '-o', 'croissant.json']))"
+    )
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, "-c", source, SCRIPT.parent], cwd=dataset, **pipes)
+    assert finish(process) == (130, "ERROR: interrupted: nothing was written\n")
+    assert sorted(path.name for path in dataset.iterdir()) == ["images", "master_index.csv"]
