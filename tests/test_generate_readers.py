@@ -151,4 +151,4 @@ def test_tensorflow_datasets_reads_the_candidates(complete, tmp_path):
     assert expected["mag"].isna().any()
     expected = expected.fillna({"mag": -np.inf})
     pd.testing.assert_frame_equal(read, expected, check_dtype=False, rtol=1e-6)
-    assert builder.info.license == description_of(complete)["license"]
+    assert builder.info.citation == description_of(complete)["citeAs"]

@@ -235,12 +235,16 @@ def benchmark(args: argparse.Namespace, work_dir: Path) -> str:
     """Measure everything in a temporary folder; return the table."""
     found, speed, memory = speed_and_memory(args, work_dir)
     small = f"growth, {args.small_jobs:,} jobs of 64 x 64 pixels"
-    sections = {"speed": speed, "memory": memory, small: growth(args, work_dir)}
-    lines = [
+    head = [
         f"{SCRIPT.name}: {args.jobs} jobs of {found}",
         f"workers {args.workers}, processors {len(os.sched_getaffinity(0))}, rounds {args.pairs}",
-        f"{'':36}{'median':>10}{'min':>10}{'max':>10}",
     ]
+    return table(head, {"speed": speed, "memory": memory, small: growth(args, work_dir)})
+
+
+def table(head: Sequence[str], sections: dict[str, Figures]) -> str:
+    """Set figures out in lines: median, and least and most where there are several."""
+    lines = [*head, f"{'':36}{'median':>10}{'min':>10}{'max':>10}"]
     for title, figures in sections.items():
         lines.append(title)
         for what, values in figures.items():
