@@ -269,15 +269,15 @@ def survey_index(csv_path: Path) -> tuple[pd.DataFrame, Counter[str], dict[str, 
 
 
 def check_header(found: Sequence[str]) -> None:
-    """Raise DatasetError where the columns are not INDEX_COLUMNS."""
-    differences = {
+    """Raise DatasetError where the columns are not those of INDEX_COLUMNS in their order."""
+    wrong = {
         "missing": [column for column in INDEX_COLUMNS if column not in found],
-        "not expected": [column for column in found if column not in INDEX_COLUMNS],
-        "twice": [column for column, times in Counter(found).items() if times > 1],
-        "out of order; expected": INDEX_COLUMNS if sorted(found) == sorted(INDEX_COLUMNS) else (),
+        "not expected": [str(column) for column in found if column not in INDEX_COLUMNS],
+        "twice": [column for column in INDEX_COLUMNS if found.count(column) > 1],
     }
+    texts = [f"{what} {', '.join(columns)}" for what, columns in wrong.items() if columns]
     if tuple(found) != INDEX_COLUMNS:
-        texts = (f"{what} {', '.join(map(str, c))}" for what, c in differences.items() if c)
+        texts = texts or [f"out of order; expected {', '.join(INDEX_COLUMNS)}"]
         raise DatasetError(f"not the columns of {INDEX_NAME}: {'; '.join(texts)}")
 
 
@@ -698,10 +698,7 @@ def check_description(csv_path: Path, output: Path) -> str:
         metadata = mlc.Dataset(jsonld=output).metadata
         sha256 = {file.id: file.sha256 for file in metadata.file_objects}[INDEX_ID]
         (data,) = (one.data for one in metadata.record_sets if one.id == IMAGES_SET)
-        rows = [
-            {f: row[f"{IMAGES_SET}/{f}"] for f in IMAGE_FIELDS if f"{IMAGES_SET}/{f}" in row}
-            for row in data
-        ]
+        rows = [{name.rpartition("/")[2]: cell for name, cell in row.items()} for row in data]
         images = {row["jid"]: row for row in rows}
     except MLCROISSANT_ERRORS as error:
         raise DatasetError(

@@ -311,7 +311,7 @@ CHANGES = {
     ),
     "another shape": (
         lambda d: replace_tensor(d, 72, 90, 4),
-        ["jid002: width is 90, described as 80", "jid002: sha256 is "],
+        ["jid002: sha256 is ", "jid002: width is 90, described as 80"],
     ),
     "other pixels": (lambda d: replace_tensor(d, 72, 80, 4), ["jid002: sha256 is "]),
     "a tensor gone": (

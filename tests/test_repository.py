@@ -115,7 +115,7 @@ def test_readme_names_every_option(script):
     done = subprocess.run(
         [sys.executable, ROOT / script, "--help"], capture_output=True, text=True, check=True
     )
-    options = set(re.findall(r"--[a-z][a-z_]+", done.stdout)) - {"--help"}
+    options = set(re.findall(r"--[a-z][a-z0-9_]+", done.stdout)) - {"--help"}
     assert options
     for option in options:
         assert f"`{option}`" in README
