@@ -1,0 +1,48 @@
+"""The benchmark of generate_croissant.py as a real process: the lines of its table, no times."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parent / "benchmarks" / "bench_generate_croissant.py"
+ROWS = [
+    *("textbook, s", "ours, s", "ours with checksums, s", "textbook / ours with checksums"),
+    *("textbook, MB", "ours, MB", "ours with checksums, MB"),
+    *("50 rows, s", "50 rows, MB", "100 rows, s", "100 rows, MB", "200 rows, s", "200 rows, MB"),
+]
+
+
+def run(*options: str | Path) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, SCRIPT, *options], capture_output=True, text=True)
+
+
+def test_every_figure_has_its_line_in_order(tmp_path):
+    done = run("--rows", "200", "--images", "3", "--rounds", "2", "--work_dir", tmp_path)
+    assert done.returncode == 0, done.stderr
+    head, columns, *lines = done.stdout.splitlines()
+    assert head == "generate_croissant.py: 200 rows, 3 tensors; rounds 2"
+    assert columns.split() == ["median", "min", "max"]
+    assert [line for line in lines if not line.startswith(" ")] == ["speed", "memory", "growth"]
+    cells = [re.split(r"\s{2,}", line.strip()) for line in lines if line.startswith(" ")]
+    assert [what for what, *_ in cells] == ROWS
+    for what, *values in cells:
+        middle, least, most = (float(value.replace(",", "")) for value in values)
+        assert 0 < least <= middle <= most, what
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--rows", "3", "--images", "1"), "four rows for each image"),
+        (("--rounds", "0"), "expected a round"),
+        (("--work_dir", "nowhere"), "no such folder: nowhere"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2(options, message):
+    done = run(*options)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr
