@@ -39,16 +39,21 @@ import logging
 import os
 import platform
 import re
+import signal
 import sys
 import tokenize
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, time
+from datetime import UTC, date, datetime
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote
+
+if __name__ == "__main__":  # the imports below take a second, in which Ctrl-C just ends
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 import mlcroissant as mlc
 import numpy as np
@@ -61,6 +66,7 @@ CROISSANT_NAME = "croissant.json"
 INDEX_NAME, IMAGES_DIR = "master_index.csv", "images"
 INDEX_ID, TENSORS_ID = "master-index", "image-tensors"  # ids of the two resources
 RECORD_SET, LABELS_SET, IMAGES_SET = "transient_candidates", "labels", "images"
+JOB_NAME = r"jid[^/\\]*"
 NO_MATCH = -1  # `match` of a candidate with no source within the match radius
 EMPTY, NEVER = "Empty where the catalog has no value.", "Never empty."
 FIELDS = {  # column of the index: its meaning, unit and empty cells
@@ -74,9 +80,10 @@ FIELDS = {  # column of the index: its meaning, unit and empty cells
     "roundness2": "DAOFIND roundness from the heights of the Gaussians fitted to the sums along x"
     f" and y, dimensionless, 0 for a round source. {EMPTY}",
     "npix": f"Number of pixels in the finder's kernel. {EMPTY}",
-    "peak": f"Highest pixel in the difference image, DN/s. {EMPTY}",
+    "peak": f"Highest pixel of the candidate in the difference image, DN/s. {EMPTY}",
     "flux": f"Flux in the difference image, DN/s; may be negative. {EMPTY}",
-    "mag": "Instrumental magnitude, mag: -2.5 log10(flux). Empty where the flux is not positive.",
+    "mag": "Instrumental magnitude, mag: -2.5 log10(flux). Empty where the flux is not positive or"
+    " the catalog has no value.",
     "daofind_mag": "DAOFIND magnitude, mag: -2.5 log10 of the peak density over the detection"
     f" threshold. {EMPTY}",
     "flags": f"Bit flags of the PSF photometry, 0 for none, no unit. {EMPTY}",
@@ -87,7 +94,7 @@ FIELDS = {  # column of the index: its meaning, unit and empty cells
 }
 INDEX_COLUMNS = tuple(FIELDS)
 TEXT_COLUMNS = ("jid", "image_filename")
-KEY = ("jid", "id")  # names a candidate
+KEYS = {RECORD_SET: ("jid", "id"), LABELS_SET: ("label",), IMAGES_SET: ("jid",)}
 NUMBER_COLUMNS = tuple(column for column in FIELDS if column not in TEXT_COLUMNS)
 REQUIRED_NUMBERS = ("x", "y", "match", "label")  # no cell may be empty
 LABEL_FIELDS = {
@@ -159,15 +166,15 @@ TEXT_KIND, URL_KIND = "a text", "a URL such as https://example.org/data"
 DATE_KIND, VERSION_KIND = "a date such as 2026-01-31", "a version such as 1.0.0"
 NUMBER, WORD = r"(0|[1-9][0-9]*)", "[0-9A-Za-z-]+"
 PRE = rf"({NUMBER}|[0-9]*[A-Za-z-][0-9A-Za-z-]*)"
-PATTERNS = {  # of what the user gives
+PATTERNS = {  # of what the user gives, by kind
     TEXT_KIND: r"(?s).*\S.*",
-    URL_KIND: r"https?://[^\s/?#]+\S*",
-    DATE_KIND: r"\d{4}-\d\d-\d\d",
+    URL_KIND: r"https?://[\w.-]*\w(:\d+)?([/?#][^\s<>\"{}|\\^`]*)?",
+    DATE_KIND: r"[12]\d{3}-\d\d-\d\d",
     # As semver.org has it: three numbers, of a pre-release -words or numbers, of a build +words.
     VERSION_KIND: rf"{NUMBER}(\.{NUMBER}){{2}}(-{PRE}(\.{PRE})*)?(\+{WORD}(\.{WORD})*)?",
 }
 PART_ROWS = 100_000  # of the index in memory at a time: some 60 MB
-MAX_PROBLEMS = 20  # that a run lists
+MAX_PROBLEMS, MAX_CELL = 20, 80  # that a run lists, and letters of a cell in its messages
 # What numpy raises on a damaged .npy header.
 NPY_ERRORS = (OSError, ValueError, OverflowError, SyntaxError, tokenize.TokenError)
 # What mlcroissant and its parsers raise on a damaged description: its own errors and Python's.
@@ -198,7 +205,7 @@ class Facts:
 
     @property
     def real(self) -> str:
-        """Number of real candidates, and their share."""
+        """Number of real candidates with their share, as a text."""
         real = sum(image["real"] for image in self.images)
         return f"{real:,} ({real / self.candidates:.1%})"
 
@@ -232,7 +239,8 @@ def survey_index(csv_path: Path) -> tuple[pd.DataFrame, Counter[str], dict[str, 
     Returns
     -------
     jobs : pandas.DataFrame
-        int64 `candidates` and `real` of each `jid`, in the order of the index.
+        By `jid`, in the order of the index: int64 `candidates` and `real`, float64 `x_min`,
+        `x_max`, `y_min` and `y_max`, pixels.
     empty : Counter
         Empty cells of each column.
     first : dict
@@ -245,27 +253,30 @@ def survey_index(csv_path: Path) -> tuple[pd.DataFrame, Counter[str], dict[str, 
     """
     if not csv_path.is_file():
         raise DatasetError("no such file; create_dataset.py writes it")
-    jobs, keys, empty, first = [], [], Counter(), []
+    kept, empty, first = [], Counter(), []
     texts = dict.fromkeys(TEXT_COLUMNS, str)
     options = {"chunksize": PART_ROWS, "index_col": False, "dtype": texts, "low_memory": False}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header
-            check_header(pd.read_csv(csv_path, header=None, nrows=1, dtype=str).iloc[0].tolist())
+            head = pd.read_csv(csv_path, header=None, nrows=2, dtype=str)
+            check_header(head.iloc[0].tolist())
             for part in pd.read_csv(csv_path, **options):
                 part = checked_rows(part)
                 empty.update(part.isna().sum().to_dict())
                 first = first or part[:1].to_dict("records")
-                jobs.append(part.groupby("jid", sort=False)["label"].agg(["size", "sum"]))
-                keys.append(part[list(KEY)])
+                kept.append(part[["jid", "id", "x", "y", "label"]])
     except (ValueError, pd.errors.ParserWarning) as error:
         raise DatasetError(f"not a readable CSV file: {one_line(error)}") from error
     if not first:
         raise DatasetError("no candidates in it; there is nothing to describe")
-    keys = pd.concat(keys)
-    refuse_rows(keys, {"jid and id of another row": keys.duplicated() & keys["id"].notna()})
-    jobs = pd.concat(jobs).groupby(level="jid", sort=False).sum().astype(int)
-    return jobs.set_axis(["candidates", "real"], axis="columns"), empty, first[0]
+    rows = pd.concat(kept)
+    twice = rows.duplicated(list(KEYS[RECORD_SET])) & rows["id"].notna()
+    refuse_rows(rows, {"jid and id of another row": twice})
+    jobs = rows.groupby("jid", sort=False)
+    counts = jobs["label"].agg(candidates="size", real="sum").astype(int)
+    x, y = (jobs[axis].agg(**{f"{axis}_min": "min", f"{axis}_max": "max"}) for axis in "xy")
+    return pd.concat([counts, x, y], axis="columns"), empty, first[0]
 
 
 def check_header(found: Sequence[str]) -> None:
@@ -283,21 +294,20 @@ def check_header(found: Sequence[str]) -> None:
 
 def checked_rows(part: pd.DataFrame) -> pd.DataFrame:
     """Return rows of the index in their types; raise DatasetError where one is wrong in itself."""
-    given = part[list(NUMBER_COLUMNS)]
-    numbers = given.apply(pd.to_numeric, errors="coerce").astype(float)
+    cells = part[list(NUMBER_COLUMNS)]
+    numbers = cells.apply(pd.to_numeric, errors="coerce").astype(float)
     wrong = {
-        f"a {column} that is no number": (numbers[column].isna() & given[column].notna())
-        | (given[column].dtype == bool)
+        f"a {column} that is no number": (numbers[column].isna() & cells[column].notna())
+        | (cells[column].dtype == bool)
         for column in NUMBER_COLUMNS
     }
-    wrong |= {f"no {column}": part[column].isna() for column in TEXT_COLUMNS}
     wrong |= {f"no finite {column}": ~np.isfinite(numbers[column]) for column in REQUIRED_NUMBERS}
     path = IMAGES_DIR + "/" + part["jid"] + ".npy"
     wrong |= {
+        "a jid that is no name of a job folder": ~part["jid"].str.fullmatch(JOB_NAME, na=False),
+        "an image_filename other than images/<jid>.npy": part["image_filename"] != path,
         "a label other than 0 and 1": ~numbers["label"].isin([0, 1]),
         "a label that contradicts match": (numbers["label"] == 1) != (numbers["match"] != NO_MATCH),
-        "an image_filename other than images/<jid>.npy": (part["image_filename"] != path)
-        | part["jid"].str.contains(r"[/\\]", na=False),
     }
     refuse_rows(part, wrong)
     return part.assign(**numbers)
@@ -308,7 +318,8 @@ def refuse_rows(rows: pd.DataFrame, wrong: dict[str, pd.Series]) -> None:
     for what, mask in wrong.items():
         if mask.any():
             row = rows.loc[mask.idxmax()]
-            cells = (f"{c} {row[c]}" for c in rows if c in KEY or c in what.split())
+            shown = (column for column in rows if column in ("jid", "id", *what.split()))
+            cells = (f"{column} {str(row[column])[:MAX_CELL]}" for column in shown)
             raise DatasetError(
                 f"{mask.sum():,} rows with {what}; the first is row {mask.idxmax() + 1}:"
                 f" {', '.join(cells)}"
@@ -327,10 +338,12 @@ def tensor_shape(path: Path) -> tuple[int, int]:
         tensor = np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError as error:
         raise DatasetError(f"{path}: no such tensor, but {INDEX_NAME} names it") from error
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be read: {error.strerror or error}") from error
     except NPY_ERRORS as error:
         raise DatasetError(f"{path}: not a whole .npy file: {one_line(error)}") from error
     channels = len(CHANNEL_NAMES)
-    if tensor.dtype != np.dtype("<f4") or tensor.shape[2:] != (channels,):
+    if tensor.dtype != np.dtype("<f4") or tensor.shape[2:] != (channels,) or not tensor.size:
         raise DatasetError(
             f"{path}: {tensor.dtype} {tensor.shape}; expected float32 (H, W, {channels})"
         )
@@ -342,34 +355,43 @@ def tensor_shape(path: Path) -> tuple[int, int]:
 
 
 def survey_images(folder: Path, jobs: pd.DataFrame, hashed: bool) -> tuple[list[dict], list[str]]:
-    """Return a record of IMAGE_FIELDS for each tensor, and what is wrong with the tensors."""
+    """Return a record of IMAGE_FIELDS for each whole tensor, and what is wrong with the others."""
     found = {path.stem for path in (folder / IMAGES_DIR).glob("*.npy")}
     jobs = jobs.reindex([*jobs.index, *sorted(found - set(jobs.index))], fill_value=0)
     images, problems = [], []
-    bar = tqdm(jobs.index, desc="tensors", unit="", delay=1, disable=None, leave=False)
-    for jid, (candidates, real) in zip(bar, jobs.to_numpy().tolist(), strict=True):
-        name = f"{IMAGES_DIR}/{jid}.npy"
-        images.append({"jid": jid, "image_filename": name, "candidates": candidates, "real": real})
+    bar = {"desc": "tensors", "unit": "", "delay": 1, "disable": None, "leave": False}
+    for job in tqdm(jobs.itertuples(), total=len(jobs), **bar):
+        name = f"{IMAGES_DIR}/{job.Index}.npy"
+        image = {"jid": job.Index, "image_filename": name}
         try:
-            images[-1] |= zip(("height", "width"), tensor_shape(folder / name), strict=True)
-            if hashed:
-                images[-1]["sha256"] = file_sha256(folder / name)
+            height, width = tensor_shape(folder / name)
+            # Pixel i spans [i - 0.5, i + 0.5).
+            if (
+                min(job.x_min, job.y_min) < -0.5
+                or max(job.x_max - width, job.y_max - height) >= -0.5
+            ):
+                raise DatasetError(
+                    f"{folder / name}: {height} x {width} pixels, but its candidates are at x"
+                    f" {job.x_min:g} to {job.x_max:g}, y {job.y_min:g} to {job.y_max:g}; run"
+                    " create_dataset.py again"
+                )
         except DatasetError as error:
             problems.append(str(error))
+            continue
+        image |= {"height": height, "width": width, "candidates": job.candidates, "real": job.real}
+        images.append(image | ({"sha256": file_sha256(folder / name)} if hashed else {}))
     return images, problems
 
 
-def gather_facts(csv_path: Path, hashed: bool) -> tuple[Facts, list[str]]:
-    """Read and check a dataset and return its facts, and what is wrong with its tensors.
-
-    Raises DatasetError where the index is missing or wrong.
-    """
+def gather_facts(csv_path: Path, hashed: bool) -> Facts:
+    """Read and check a dataset and return its facts; raise DatasetError at what is wrong."""
     try:
         jobs, empty, first = survey_index(csv_path)
     except DatasetError as error:
         raise DatasetError(f"{csv_path}: {error}") from error
     images, problems = survey_images(csv_path.parent, jobs, hashed)
-    return Facts(csv_path, file_sha256(csv_path), images, empty, first), problems
+    raise_problems(problems)
+    return Facts(csv_path, file_sha256(csv_path), images, empty, first)
 
 
 def raise_problems(problems: Sequence[str]) -> None:
@@ -408,16 +430,17 @@ def known_terms(facts: Facts) -> dict[str, object]:
         "rai:dataImputationProtocol": "A masked pixel has the value of zero flux. An empty cell of"
         " the catalog stays empty.",
         "rai:dataLimitations": [
-            f"Classes are unbalanced as they come: {facts.real} of {facts.candidates:,} candidates"
-            " are real.",
+            f"The balance of the classes is that of the catalogs: {facts.real} of"
+            f" {facts.candidates:,} candidates are real.",
             "A source that was neither injected nor simulated has no match and counts as bogus.",
             "Candidates of one job share its sky, PSF and flaws: split by job, not by candidate.",
         ],
         "rai:dataManipulationProtocol": "Left out: candidates without a finite position on their"
-        " image, and, whole, jobs without all four images or without labels.",
+        " image, and, whole, jobs without a usable catalog, labels, or four images of one shape.",
         "rai:dataPreprocessingProtocol": [
             "Each image is scaled between the limits that astropy's ZScaleInterval finds at its"
-            " defaults among its finite pixels, and clipped to [0, 1].",
+            " defaults among its finite pixels, or where those coincide between the lowest and the"
+            " highest of these pixels, and clipped to [0, 1].",
             "The four images of a job are stacked to one float32 array (H, W, 4).",
         ],
         "rai:dataUseCases": "Training and evaluation of classifiers that tell real transients from"
@@ -432,14 +455,14 @@ def known_terms(facts: Facts) -> dict[str, object]:
 
 
 def activity() -> dict[str, object]:
-    """Return what wrote the dataset and this description, with the versions that are known here."""
+    """Return what wrote the dataset and this description, with the versions of this run."""
     versions = {"Python": platform.python_version()}
     versions |= {name: importlib.metadata.version(name) for name in LIBRARIES}
     return {
         "@type": "prov:Activity",
         "name": "From job folders to tensors, index and description",
-        "description": "create_dataset.py wrote tensors and index; generate_croissant.py checked"
-        " and described them, with the software named here.",
+        "description": "create_dataset.py wrote tensors and index, with versions that are not"
+        " recorded; then generate_croissant.py checked and described them, with those named here.",
         "prov:wasAssociatedWith": [
             {"@type": "prov:SoftwareAgent", "name": name, "softwareVersion": version}
             for name, version in versions.items()
@@ -450,43 +473,53 @@ def activity() -> dict[str, object]:
 def read_rai(path: Path) -> dict[str, object]:
     """Read the file of --rai; raise DatasetError where it is no JSON object of known terms."""
     try:
-        given = json.loads(path.read_text(encoding="utf-8-sig"))
+        said = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=without_twins)
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"{path}: not valid JSON: {one_line(error)}") from error
-    if not isinstance(given, dict):
+    if not isinstance(said, dict):
         raise DatasetError(f'{path}: expected an object such as {{"rai:dataBiases": "..."}}')
     known = (*RAI_ONE, *RAI_MANY, *RAI_EXTRA)
-    for term, value in given.items():
+    for term, value in said.items():
         if term not in known:
             near = difflib.get_close_matches(term, known, n=1) or sorted(known)
             raise DatasetError(f"{path}: unknown term '{term}'; expected {' or '.join(near)}")
         if expected := misfit(term, value):
             raise DatasetError(f"{path}: {term} is {value!r}; expected {expected}")
-    return given
+    return said
+
+
+def without_twins(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Return an object of JSON; raise ValueError where a key occurs twice in it."""
+    keys = Counter(key for key, _ in pairs)
+    if len(keys) < len(pairs):
+        raise ValueError(f"'{keys.most_common(1)[0][0]}' occurs twice")
+    return dict(pairs)
 
 
 def misfit(term: str, value: object) -> str:
     """Return what a term of --rai takes, or nothing where the value is such."""
     if term == "rai:hasSyntheticData":
         return "" if isinstance(value, bool) else "true or false"
-    if term == "prov:wasGeneratedBy":
-        return "" if value and isinstance(value, str | dict | list) else "a text or an object"
+    if term == "prov:wasGeneratedBy" and isinstance(value, dict | list):  # a context: a download
+        return "" if value and "@context" not in json.dumps(value) else "an object without @context"
     kinds = {"rai:dataCollectionTimeframe": DATE_KIND, "prov:wasDerivedFrom": URL_KIND}
     kind, many = kinds.get(term, TEXT_KIND), term not in RAI_ONE
     values = value if many and isinstance(value, list) else [value]
-    good = values and all(is_a(kind, one) for one in values)
-    return "" if good else kind + (" or a list of such" if many else "")
+    if values and all(is_a(kind, one) for one in values):
+        return ""
+    return f"{kind} or a list of such" if many else kind
 
 
 def is_a(kind: str, value: object) -> bool:
     """Tell whether a value is a text of one kind of PATTERNS."""
     if not isinstance(value, str) or not re.fullmatch(PATTERNS[kind], value):
         return False
-    with suppress(ValueError):
+    try:
         return kind != DATE_KIND or bool(date.fromisoformat(value))
-    return False
+    except ValueError:
+        return False
 
 
 def record_set(
@@ -496,20 +529,20 @@ def record_set(
     made = []
     for field, text in fields.items():
         extract = mlc.Extract(ctx=ctx, column=field)
-        index = {"source": mlc.Source(ctx=ctx, file_object=INDEX_ID, extract=extract)}
+        index = mlc.Source(ctx=ctx, file_object=INDEX_ID, extract=extract)
         texts = {"id": f"{name}/{field}", "name": field, "description": text}
         types = [TYPES.get(field, mlc.DataType.FLOAT64)]
-        made.append(mlc.Field(ctx=ctx, data_types=types, **texts, **({} if data else index)))
+        made.append(mlc.Field(ctx=ctx, **texts, data_types=types, source=None if data else index))
+    key = [f"{name}/{field}" for field in KEYS[name]]
     rows = [{f"{name}/{field}": row[field] for field in fields} for row in data]
     texts = {"id": name, "name": name, "description": description}
-    return mlc.RecordSet(ctx=ctx, fields=made, data=rows or None, **texts, **more)
+    return mlc.RecordSet(ctx=ctx, **texts, key=key, fields=made, data=rows or None, **more)
 
 
 def candidates_set(ctx: mlc.Context, array_shape: str) -> mlc.RecordSet:
     """Return the record set of the candidates; the tensor is an annotation of its path."""
     text = "One record per candidate; jid and id name it, where its catalog has ids."
-    key = [f"{RECORD_SET}/{column}" for column in KEY]
-    candidates = record_set(ctx, RECORD_SET, text, FIELDS, [], key=key)
+    candidates = record_set(ctx, RECORD_SET, text, FIELDS, [])
     fields = dict(zip(FIELDS, candidates.fields, strict=True))
     fields["label"].data_types += [CATEGORY]
     content = mlc.Extract(ctx=ctx, file_property="content")
@@ -527,18 +560,16 @@ def candidates_set(ctx: mlc.Context, array_shape: str) -> mlc.RecordSet:
     return candidates
 
 
-def labels_set(ctx: mlc.Context) -> mlc.RecordSet:
-    """Return the record set that says what the labels mean."""
-    data = [dict(zip(LABEL_FIELDS, label, strict=True)) for label in LABELS]
-    more = {"key": [f"{LABELS_SET}/label"], "data_types": [ENUMERATION]}
-    return record_set(ctx, LABELS_SET, "What the labels mean.", LABEL_FIELDS, data, **more)
-
-
-def images_set(ctx: mlc.Context, images: list[dict]) -> mlc.RecordSet:
-    """Return the record set of the images, with their checksums where these were made."""
-    fields = {field: text for field, text in IMAGE_FIELDS.items() if field in images[0]}
-    key = [f"{IMAGES_SET}/jid"]
-    return record_set(ctx, IMAGES_SET, "One record per job.", fields, images, key=key)
+def record_sets(ctx: mlc.Context, facts: Facts) -> list[mlc.RecordSet]:
+    """Return the record sets: candidates, labels, and images, with checksums where these exist."""
+    labels = [dict(zip(LABEL_FIELDS, label, strict=True)) for label in LABELS]
+    kinds = {"data_types": [ENUMERATION]}
+    fields = {field: text for field, text in IMAGE_FIELDS.items() if field in facts.images[0]}
+    return [
+        candidates_set(ctx, facts.array_shape),
+        record_set(ctx, LABELS_SET, "What the labels mean.", LABEL_FIELDS, labels, **kinds),
+        record_set(ctx, IMAGES_SET, "One record per job.", fields, facts.images),
+    ]
 
 
 def distribution(
@@ -547,7 +578,7 @@ def distribution(
     """Return index and tensors, relative to the folder of `output` or, the index, to `base_url`."""
     csv_path, folder = facts.csv_path, Path()
     if not base_url:
-        folder = csv_path.parent.resolve().relative_to(output.parent.resolve())
+        folder = Path(os.path.relpath(csv_path.parent.resolve(), output.parent.resolve()))
     url = (folder / csv_path.name).as_posix()
     index = mlc.FileObject(
         ctx=ctx,
@@ -570,14 +601,13 @@ def distribution(
     return [index, tensors]
 
 
-def default_date(csv_path: Path) -> datetime:
+def default_date(csv_path: Path) -> str:
     """Return the day of SOURCE_DATE_EPOCH, or else of the index's last change, UTC."""
     seconds = os.environ.get("SOURCE_DATE_EPOCH") or csv_path.stat().st_mtime
     try:
-        day = datetime.fromtimestamp(int(seconds), tz=UTC).date()
+        return datetime.fromtimestamp(int(seconds), tz=UTC).date().isoformat()
     except (ValueError, OverflowError, OSError) as error:
         raise DatasetError(f"SOURCE_DATE_EPOCH is {seconds!r}; expected seconds") from error
-    return datetime.combine(day, time())
 
 
 def build_metadata(facts: Facts, output: Path, given: dict, rai: dict) -> dict:
@@ -591,20 +621,19 @@ def build_metadata(facts: Facts, output: Path, given: dict, rai: dict) -> dict:
     stated = {"name": facts.csv_path.parent.resolve().name, "date_published": modified}
     stated |= {option: given[option] for option in STATED if option in given}
     terms = {**known_terms(facts), **rai}
-    metadata = mlc.Metadata(
-        ctx=ctx,
-        conforms_to=[CONFORMS_TO, CONFORMS_TO_RAI],
-        description=f"{given.get('description', '')} {describe(facts)}".lstrip(),
-        date_modified=modified,
-        **stated,
-        distribution=distribution(ctx, facts, output, given.get("base_url")),
-        record_sets=[
-            candidates_set(ctx, facts.array_shape),
-            labels_set(ctx),
-            images_set(ctx, facts.images),
-        ],
-        **{snake_case(term): value for term, value in terms.items() if term not in RAI_EXTRA},
-    ).to_json()
+    try:
+        metadata = mlc.Metadata(
+            ctx=ctx,
+            conforms_to=[CONFORMS_TO, CONFORMS_TO_RAI],
+            description=f"{given.get('description', '')} {describe(facts)}".lstrip(),
+            date_modified=modified,
+            **stated,
+            distribution=distribution(ctx, facts, output, given.get("base_url")),
+            record_sets=record_sets(ctx, facts),
+            **{snake_case(term): value for term, value in terms.items() if term not in RAI_EXTRA},
+        ).to_json()
+    except MLCROISSANT_ERRORS as error:
+        raise DatasetError(refusal(error)) from error
     metadata = {MISNAMED.get(term, term): value for term, value in metadata.items()}
     last = {term: metadata.pop(term) for term in ("distribution", "recordSet")}
     return metadata | {term: terms[term] for term in RAI_EXTRA if term in terms} | last
@@ -613,17 +642,13 @@ def build_metadata(facts: Facts, output: Path, given: dict, rai: dict) -> dict:
 def check_reload(json_path: Path, facts: Facts, mapping: dict[str, Path] | None) -> None:
     """Load a description with mlcroissant and read a record of each of its record sets.
 
-    Raises
-    ------
-    DatasetError
-        mlcroissant finds a fault, or reads something else than the index holds.
+    Raises DatasetError where mlcroissant finds a fault, or reads something else than the index.
     """
     try:
         dataset = mlc.Dataset(jsonld=json_path, mapping=mapping)
-        names = [record_set.id for record_set in dataset.metadata.record_sets]
-        first = {name: next(iter(dataset.records(name))) for name in names}
-    except (mlc.ValidationError, mlc.GenerationError, ValueError, OSError) as error:
-        raise DatasetError(f"mlcroissant refuses the description: {one_line(error)}") from error
+        first = {name: next(iter(dataset.records(name))) for name in KEYS}
+    except (*MLCROISSANT_ERRORS, OSError) as error:
+        raise DatasetError(refusal(error)) from error
     for column, value in facts.first.items():
         read = first[RECORD_SET][f"{RECORD_SET}/{column}"]
         read = read.decode() if isinstance(read, bytes) else read
@@ -631,39 +656,32 @@ def check_reload(json_path: Path, facts: Facts, mapping: dict[str, Path] | None)
             raise DatasetError(f"mlcroissant reads {column} as {read!r}; the index has {value!r}")
 
 
-@contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` that takes its name once it is written whole."""
-    temporary = path.with_name(f".{os.getpid()}.tmp")
-    try:
-        yield temporary
-        temporary.replace(path)
-    except OSError as error:
-        raise DatasetError(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):  # on a disk that is read-only there is nothing to remove
-            temporary.unlink()
+def refusal(error: Exception) -> str:
+    """Return what mlcroissant has against a description, without its recommendations."""
+    text = re.split(r"Found the following \d+ warning", one_line(error))[0].strip()
+    return f"mlcroissant refuses the description: {text}"
 
 
 def write_croissant(csv_path: Path, output: Path, given: dict) -> str:
     """Describe a dataset, put the description under its name once it reloads, and sum it up.
 
-    Raises
-    ------
-    DatasetError
-        The dataset is damaged, or the description cannot be written or reloaded.
+    Raises DatasetError where the dataset is damaged, or the description cannot be written.
     """
     rai = read_rai(given["rai"]) if "rai" in given else {}
-    facts, problems = gather_facts(csv_path, "image_sha256" in given)
-    raise_problems(problems)
+    facts = gather_facts(csv_path, "image_sha256" in given)
+    metadata = build_metadata(facts, output, given, rai)
+    temporary = output.with_name(f".{os.getpid()}.tmp")
     try:
-        metadata = build_metadata(facts, output, given, rai)
-    except (mlc.ValidationError, ValueError) as error:
-        raise DatasetError(f"mlcroissant refuses the description: {one_line(error)}") from error
-    with atomic_write(output) as temporary:
-        text = json.dumps(metadata, indent=2, ensure_ascii=False)
-        temporary.write_text(text + "\n", encoding="utf-8")
+        text = json.dumps(metadata, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        temporary.write_text(text, encoding="utf-8")
         check_reload(temporary, facts, {INDEX_ID: csv_path} if "base_url" in given else None)
+        temporary.replace(output)
+    except (OSError, ValueError) as error:  # ValueError: letters and numbers that JSON cannot hold
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise DatasetError(f"{output}: cannot be written: {reason}") from error
+    finally:
+        with suppress(OSError):  # on a disk that is read-only there is nothing to remove
+            temporary.unlink()
     return "\n".join([str(output), summary(facts), *not_stated(metadata)])
 
 
@@ -688,58 +706,54 @@ def not_stated(metadata: dict) -> Iterator[str]:
 
 
 def check_description(csv_path: Path, output: Path) -> str:
-    """Hold an existing description against the dataset; raise DatasetError with the differences.
+    """Hold a description against what would be written now, and sum the dataset up.
 
-    Returns the closing lines of the run.
+    Resources and record sets are compared; the other terms are the author's. Raises DatasetError
+    with the differences.
     """
-    if not output.is_file():
-        raise DatasetError(f"{output}: no such file; run without --check to write it")
+    advice = "run without --check to write it"
     try:
-        metadata = mlc.Dataset(jsonld=output).metadata
-        sha256 = {file.id: file.sha256 for file in metadata.file_objects}[INDEX_ID]
-        (data,) = (one.data for one in metadata.record_sets if one.id == IMAGES_SET)
-        rows = [{name.rpartition("/")[2]: cell for name, cell in row.items()} for row in data]
-        images = {row["jid"]: row for row in rows}
-    except MLCROISSANT_ERRORS as error:
-        raise DatasetError(
-            f"{output}: not a description that this script writes:"
-            f" {type(error).__name__} {one_line(error)}"
-        ) from error
-    hashed = any("sha256" in image for image in images.values())
-    facts, problems = gather_facts(csv_path, hashed)
-    raise_problems([*differences(facts, sha256, images), *problems])
+        described = json.loads(output.read_text(encoding="utf-8-sig"))
+        then = {part: described[part] for part in ("distribution", "recordSet")}
+        url = str(next(one["contentUrl"] for one in then["distribution"] if "contentUrl" in one))
+    except FileNotFoundError as error:
+        raise DatasetError(f"{output}: no such file; {advice}") from error
+    except (ValueError, LookupError, TypeError, RecursionError, StopIteration) as error:
+        raise DatasetError(f"{output}: no Croissant description; {advice}") from error
+    given = {"base_url": url.rpartition("/")[0]} if is_a(URL_KIND, url) else {}
+    facts = gather_facts(csv_path, hashed=f'"{IMAGES_SET}/sha256"' in json.dumps(then))
+    now = build_metadata(facts, output, given, {})
+    raise_problems([one for part in then for one in differences(now[part], then[part], part)])
+    check_reload(output, facts, {INDEX_ID: csv_path} if given else None)
     return f"{output} agrees with the dataset\n{summary(facts)}"
 
 
-def differences(facts: Facts, sha256: str, described: dict[str, dict]) -> list[str]:
-    """Return how a dataset differs from its description: checksum of the index, and images."""
-    found = {image["jid"]: image for image in facts.images}
-    candidates = sum(image["candidates"] for image in described.values())
-    pairs = {
-        f"{facts.csv_path}: sha256": (facts.sha256, sha256),
-        "number of jobs": (len(found), len(described)),
-        "number of candidates": (facts.candidates, candidates),
-    }
-    for jid in sorted(found.keys() | described.keys()):
-        now, then = found.get(jid), described.get(jid)
-        if now and then:
-            fields = (field for field in then if field in now)  # not of a tensor that is damaged
-            pairs |= {f"{jid}: {field}": (now[field], then[field]) for field in fields}
-        else:
-            pairs[f"job {jid}"] = tuple("there" if image else "missing" for image in (now, then))
-    changed = ((what, now, then) for what, (now, then) in pairs.items() if now != then)
-    return [f"{what} is {now}, described as {then}" for what, now, then in changed]
+def differences(now: object, then: object, where: str) -> Iterator[str]:
+    """Yield what differs between two values of JSON; the items of a list go by their names."""
+    if isinstance(now, list) and isinstance(then, list):
+        if len(now) != len(then):
+            yield f"{where} has {len(now):,} items, described as {len(then):,}"
+        now, then = ({item_name(item): item for item in items} for items in (now, then))
+    if isinstance(now, dict) and isinstance(then, dict):
+        for key in now | then:
+            yield from differences(now.get(key), then.get(key), f"{where}/{key}")
+    elif now != then:
+        shown = ("missing" if one is None else str(one)[:MAX_CELL] for one in (now, then))
+        yield "{} is {}, described as {}".format(where, *shown)
 
 
-def matching(kind: str) -> Callable[[str], str]:
-    """Return a function that lets only texts of one kind of PATTERNS pass."""
+def item_name(item: object) -> str:
+    """Return what names an item of a list: its id or, in the data of a record set, its key."""
+    if isinstance(item, dict):
+        return str(item.get("@id") or item.get(f"{IMAGES_SET}/jid") or [*item.values()][:1])
+    return str(item)
 
-    def check(text: str) -> str:
-        if not is_a(kind, text):
-            raise argparse.ArgumentTypeError(f"expected {kind}, got {text!r}")
-        return text
 
-    return check
+def checked(kind: str, text: str) -> str:
+    """Return a text of the command line; the parser refuses what is not of its kind."""
+    if not is_a(kind, text):
+        raise argparse.ArgumentTypeError(f"expected {kind}, got {text!r}")
+    return text
 
 
 def license_url(text: str) -> str:
@@ -759,14 +773,14 @@ def party(text: str) -> mlc.Person | mlc.Organization:
     texts = [part.strip() for part in text.removeprefix("org:").split(",")]
     fits = all(map(re.fullmatch, patterns.values(), texts))
     if not fits or len(texts) > len(patterns):
-        raise argparse.ArgumentTypeError(f"expected name,email,url, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected name,email,url, no commas within, got {text!r}")
     kind = mlc.Organization if text.startswith("org:") else mlc.Person
     return kind(**dict(zip(patterns, (one or None for one in texts), strict=False)))
 
 
 def keywords(text: str) -> list[str]:
     """Return the words of a list with commas."""
-    return [matching(TEXT_KIND)(word).strip() for word in text.split(",")]
+    return [word.strip() for word in checked(TEXT_KIND, text).split(",") if word.strip()]
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -779,7 +793,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     csv_path, output = (f"./hackathon_dataset/{name}" for name in (INDEX_NAME, CROISSANT_NAME))
     add("-c", "--csv_path", type=Path, default=csv_path, help="index of the dataset")
     add("-o", "--output", type=Path, default=output, help="description to write")
-    text, url = matching(TEXT_KIND), matching(URL_KIND)
+    text, url, day, version = (partial(checked, kind) for kind in PATTERNS)
     options = {
         "name": (text, "name of the dataset, otherwise that of its folder"),
         "description": (text, "what it is about; what was counted is added"),
@@ -787,8 +801,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "url": (url, "page of the dataset"),
         "creator": (party, "name,email,url of a person, or org:name,...; repeat it for more"),
         "publisher": (party, "the same, of who publishes it"),
-        "version": (matching(VERSION_KIND), "MAJOR.MINOR.PATCH"),
-        "date_published": (matching(DATE_KIND), "YYYY-MM-DD, otherwise the day of the index"),
+        "version": (version, "MAJOR.MINOR.PATCH"),
+        "date_published": (day, "YYYY-MM-DD, otherwise the day of the index"),
         "cite_as": (text, "citation, BibTeX for choice"),
         "keywords": (keywords, "what to find it by, separated by commas"),
         "rai": (Path, "JSON file with terms of responsible AI and provenance"),
@@ -798,15 +812,18 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     for name, (kind, help_text) in options.items():
         many = {"action": "append", "dest": "creators"} if name == "creator" else {}
         add(f"--{name}", type=kind, default=nothing, help=help_text, **many)
-    texts = "add the checksums of the tensors"
-    add("--image_sha256", action="store_true", default=nothing, help=texts)
+    sums = "add the checksums of the tensors"
+    add("--image_sha256", action="store_true", default=nothing, help=sums)
     add("--check", action="store_true", help="write nothing; compare an existing description")
     args = parser.parse_args(argv)
     if args.check and (useless := vars(args).keys() - {"csv_path", "output", "check"}):
-        parser.error(f"--check writes nothing: {min(useless)} would have no effect")
+        name = min(useless).replace("creators", "creator")
+        parser.error(f"--check writes nothing: --{name} would have no effect")
+    if args.csv_path.suffix != ".csv" or args.output.suffix != ".json":
+        parser.error("--csv_path must be named *.csv, and --output *.json")
+    if "base_url" in args and set("?#") & set(args.base_url):
+        parser.error(f"--base_url: expected a URL without ? and #, got {args.base_url!r}")
     csv_folder, output_folder = (p.parent.resolve() for p in (args.csv_path, args.output))
-    if args.output.suffix != ".json":
-        parser.error(f"--output must be named *.json, not {args.output.name}")
     if not (args.check or "base_url" in args or csv_folder.is_relative_to(output_folder)):
         parser.error(
             f"--output must lie in {args.csv_path.parent} or above it, or be used with --base_url:"
@@ -839,4 +856,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main())

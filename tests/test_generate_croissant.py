@@ -76,7 +76,9 @@ def test_descriptions_say_what_an_empty_cell_means(described):
         name: field["description"].rpartition(". ")[2]
         for name, field in fields(described, "transient_candidates").items()
     }
-    assert endings.pop("mag") == "Empty where the flux is not positive."
+    assert endings.pop("mag") == (
+        "Empty where the flux is not positive or the catalog has no value."
+    )
     never = {name for name, ending in endings.items() if ending == "Never empty."}
     assert never == {"jid", "x", "y", "match", "label", "image_filename"}
     others = {ending for name, ending in endings.items() if name not in never}

@@ -39,6 +39,7 @@ def tensor(dataset: Path) -> Path:
     return dataset / "images" / "jid002.npy"
 
 
+NO_JOB = "1 rows with a jid that is no name of a job folder"
 WRONG_PATH = "an image_filename other than images/<jid>.npy"
 BAD_DATASETS = {
     "no index": (lambda d: (d / "master_index.csv").unlink(), "no such file"),
@@ -77,8 +78,11 @@ BAD_DATASETS = {
     "no position": (lambda d: set_cell(d, "x", np.nan), "1 rows with no finite x; the first"),
     "infinite position": (lambda d: set_cell(d, "y", np.inf), "1 rows with no finite y"),
     "no match": (lambda d: set_cell(d, "match", np.nan), "1 rows with no finite match"),
-    "no job": (lambda d: set_cell(d, "jid", np.nan), "1 rows with no jid; the first is row 2"),
-    "no path": (lambda d: set_cell(d, "image_filename", np.nan), "rows with no image_filename"),
+    "no job": (
+        lambda d: set_cell(d, "jid", np.nan),
+        NO_JOB + "; the first is row 2: id 2.0, jid nan",
+    ),
+    "no path": (lambda d: set_cell(d, "image_filename", np.nan), WRONG_PATH),
     "label 2": (
         lambda d: set_cell(d, "label", 2),
         "1 rows with a label other than 0 and 1; the first is row 2: id 2.0, jid jid001, label 2",
@@ -98,8 +102,38 @@ BAD_DATASETS = {
         WRONG_PATH,
     ),
     "job out of the folder": (
-        lambda d: edit(d, "jid001", "../jid") or edit(d, "images/jid001", "images/../jid"),
-        WRONG_PATH,
+        lambda d: edit(d, "jid001", "jid/../x") or edit(d, "images/jid001", "images/jid/../x"),
+        NO_JOB,
+    ),
+    "job that is no text": (
+        lambda d: edit(d, "jid001", "001") or edit(d, "images/jid001", "images/001"),
+        f"{NO_JOB}; the first is row 1: id 1.0, jid 001",
+    ),
+    "all rows too long": (
+        lambda d: (d / "master_index.csv").write_text(
+            (d / "master_index.csv").read_text().replace("npy\n", "npy,\n")
+        ),
+        "not a readable CSV file: Error tokenizing data. C error: Expected 16 fields in line 2",
+    ),
+    "candidate off its image": (
+        lambda d: set_cell(d, "x", 79.5),
+        "jid001.npy: 72 x 80 pixels, but its candidates are at x ",
+    ),
+    "candidate above its image": (
+        lambda d: set_cell(d, "y", 71.5),
+        "jid001.npy: 72 x 80 pixels, but its candidates are at x ",
+    ),
+    "candidate before its image": (
+        lambda d: set_cell(d, "x", -0.51),
+        "at x -0.51 to ",
+    ),
+    "tensor of another run": (
+        lambda d: np.save(tensor(d), np.zeros((8, 9, 4), "f4")),
+        "jid002.npy: 8 x 9 pixels, but its candidates are at",
+    ),
+    "tensor without pixels": (
+        lambda d: np.save(tensor(d), np.zeros((0, 80, 4), "f4")),
+        "jid002.npy: float32 (0, 80, 4); expected",
     ),
     "rows too long": (
         lambda d: edit(d, "images/jid001.npy", "images/jid001.npy,9"),
@@ -121,7 +155,7 @@ BAD_DATASETS = {
     "tensors gone": (lambda d: shutil.rmtree(d / "images"), "jid004.npy: no such tensor"),
     "a folder as tensor": (
         lambda d: tensor(d).unlink() or tensor(d).mkdir(),
-        "jid002.npy: not a whole .npy file",
+        "jid002.npy: cannot be read: Is a directory",
     ),
     "tensor truncated": (
         lambda d: tensor(d).write_bytes(tensor(d).read_bytes()[:-1]),
@@ -284,3 +318,28 @@ def test_ctrl_c_while_the_index_is_read_is_130(dataset):
     process = subprocess.Popen([sys.executable, "-c", source, SCRIPT.parent], cwd=dataset, **pipes)
     assert finish(process) == (130, "ERROR: interrupted: nothing was written\n")
     assert sorted(path.name for path in dataset.iterdir()) == ["images", "master_index.csv"]
+
+
+def test_candidates_at_the_very_edges_of_their_image(dataset):
+    index = pd.read_csv(dataset / "master_index.csv")
+    index.loc[:3, "x"], index.loc[:3, "y"] = [-0.5, 79.49, -0.5, 79.49], [-0.5, -0.5, 71.49, 71.49]
+    index.to_csv(dataset / "master_index.csv", index=False)
+    assert describe(dataset) == 0
+
+
+def test_a_name_that_is_no_text_of_unicode(dataset, capsys):
+    assert describe(dataset, "--name", "Mini \udcff") == 1
+    message = "cannot be written: 'utf-8' codec can't encode character '\\udcff'"
+    assert message in capsys.readouterr().err
+    assert sorted(path.name for path in dataset.iterdir()) == ["images", "master_index.csv"]
+
+
+def test_ctrl_c_while_the_script_is_imported_is_130(dataset, tmp_path):
+    (tmp_path / "mlcroissant.py").write_text("import signal; signal.raise_signal(signal.SIGINT)")
+    done = subprocess.run(
+        [sys.executable, SCRIPT],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")

@@ -107,14 +107,28 @@ BAD_OPTIONS = {
     "version with a leading zero": ("--version", "1.0.0-rc.01", "expected a version"),
     "version in other digits": ("--version", "1.0.\u0663", "expected a version"),
     "long version": ("--version", "1.0.0.0", "expected a version"),
-    "creator without name": ("--creator", ",a@b.org", "expected name,email,url, got ',a@b.org'"),
-    "creator with a bad email": ("--creator", "Ada,ada", "expected name,email,url, got 'Ada,ada'"),
+    "creator without name": (
+        "--creator",
+        ",a@b.org",
+        "expected name,email,url, no commas within, got ',a@b.org'",
+    ),
+    "creator with a bad email": (
+        "--creator",
+        "Ada,ada",
+        "expected name,email,url, no commas within, got 'Ada,ada'",
+    ),
     "creator with a bad url": ("--creator", "Ada,,a.org", "expected name,email,url"),
     "creator with too much": ("--creator", "Ada,a@b.c,https://d.e,f", "expected name,email,url"),
     "organization without name": ("--creator", "org:", "expected name,email,url"),
-    "empty publisher": ("--publisher", "", "expected name,email,url, got ''"),
+    "empty publisher": ("--publisher", "", "expected name,email,url, no commas within, got ''"),
     "empty name": ("--name", " ", "expected a text, got ' '"),
-    "empty keyword": ("--keywords", "a,,b", "expected a text, got ''"),
+    "empty keywords": ("--keywords", "", "expected a text, got ''"),
+    "url with a port that is none": ("--url", "https://a.org:x/", "expected a URL"),
+    "url with angles": ("--url", "https://a.org/<x>", "expected a URL"),
+    "url of a dot": ("--url", "https://.", "expected a URL"),
+    "base url with a query": ("--base_url", "https://a.org/d?x=1", "a URL without ? and #"),
+    "base url with a fragment": ("--base_url", "https://a.org/d#x", "a URL without ? and #"),
+    "year one": ("--date_published", "0001-01-01", "expected a date"),
     "empty citation": ("--cite_as", "", "expected a text"),
 }
 
@@ -162,7 +176,22 @@ BAD_RAI = {
     ),
     "no date": ({"rai:dataCollectionTimeframe": "fall 2026"}, "expected a date such as 2026-01-31"),
     "no day": ({"rai:dataCollectionTimeframe": ["2026-02-30"]}, "expected a date such as 2026-01"),
-    "no activity": ({"prov:wasGeneratedBy": 5}, "is 5; expected a text or an object"),
+    "no activity": ({"prov:wasGeneratedBy": 5}, "is 5; expected a text or a list of such"),
+    "blank activity": ({"prov:wasGeneratedBy": " "}, "is ' '; expected a text"),
+    "empty activity": ({"prov:wasGeneratedBy": {}}, "is {}; expected an object"),
+    "a download": (
+        {"prov:wasGeneratedBy": [{"@context": "http://nope.invalid"}]},
+        "expected an object without @context",
+    ),
+    "infinity": (
+        '{"prov:wasGeneratedBy": {"a": Infinity}}',
+        "cannot be written: Out of range float",
+    ),
+    "a term twice": (
+        '{"rai:dataBiases": "a", "rai:dataBiases": "b"}',
+        "said.json: not valid JSON: 'rai:dataBiases' occurs twice",
+    ),
+    "no unicode": ('{"rai:dataBiases": "\\ud800"}', "can't encode character '\\ud800'"),
 }
 
 
@@ -250,7 +279,7 @@ def test_the_index_is_never_overwritten(dataset, capsys):
     before = contents(dataset)
     with pytest.raises(SystemExit, match="2"):
         describe(dataset, "-o", str(dataset / "master_index.csv"))
-    assert "must be named *.json" in capsys.readouterr().err
+    assert "--csv_path must be named *.csv, and --output *.json" in capsys.readouterr().err
     assert contents(dataset) == before
 
 
@@ -266,6 +295,12 @@ def test_check_agrees_and_writes_nothing(dataset, everything, capsys):
     )
     assert printed.err == ""
     assert contents(dataset) == before
+
+
+def edit_json(dataset: Path, old: str, new: str) -> None:
+    text = (dataset / "croissant.json").read_text()
+    assert old in text
+    (dataset / "croissant.json").write_text(text.replace(old, new, 1))
 
 
 def drop_a_row(dataset: Path) -> None:
@@ -287,33 +322,41 @@ def replace_tensor(dataset: Path, *shape: int) -> None:
     np.save(dataset / "images" / "jid002.npy", np.zeros(shape, np.float32))
 
 
+IMAGES = "recordSet/images/data"
 CHANGES = {
     "a row less": (
         drop_a_row,
         [
-            "master_index.csv: sha256 is ",
-            "number of candidates is 47, described as 48",
-            "jid002: candidates is 11, described as 12",
+            "distribution/master-index/contentSize is ",
+            "distribution/master-index/sha256 is ",
+            f"{IMAGES}/jid002/images/candidates is 11, described as 12",
         ],
     ),
     "a job less": (
         drop_a_job,
         [
-            "master_index.csv: sha256 is ",
-            "number of jobs is 3, described as 4",
-            "number of candidates is 36, described as 48",
-            "job jid003 is missing, described as there",
+            "distribution/master-index/contentSize is ",
+            "distribution/master-index/sha256 is ",
+            f"{IMAGES} has 3 items, described as 4",
+            f"{IMAGES}/jid003 is missing, described as {{",
         ],
     ),
     "a tensor more": (
         add_a_tensor,
-        ["number of jobs is 5, described as 4", "job jid009 is there, described as missing"],
+        [f"{IMAGES} has 5 items, described as 4", f"{IMAGES}/jid009 is {{"],
     ),
     "another shape": (
         lambda d: replace_tensor(d, 72, 90, 4),
-        ["jid002: sha256 is ", "jid002: width is 90, described as 80"],
+        [
+            "arrayShape is 72,-1,4, described as 72,80,4",
+            f"{IMAGES}/jid002/images/width is 90, described as 80",
+            f"{IMAGES}/jid002/images/sha256 is ",
+        ],
     ),
-    "other pixels": (lambda d: replace_tensor(d, 72, 80, 4), ["jid002: sha256 is "]),
+    "other pixels": (
+        lambda d: replace_tensor(d, 72, 80, 4),
+        [f"{IMAGES}/jid002/images/sha256 is "],
+    ),
     "a tensor gone": (
         lambda d: (d / "images" / "jid002.npy").unlink(),
         ["images/jid002.npy: no such tensor, but master_index.csv names it"],
@@ -321,6 +364,30 @@ CHANGES = {
     "a tensor cut": (
         lambda d: (d / "images" / "jid002.npy").write_bytes(b"x"),
         ["images/jid002.npy: not a whole .npy file"],
+    ),
+    "another file": (
+        lambda d: edit_json(d, '"contentUrl": "master_index.csv"', '"contentUrl": "/etc/passwd"'),
+        ["distribution/master-index/contentUrl is master_index.csv, described as /etc/passwd"],
+    ),
+    "another column": (
+        lambda d: edit_json(d, '"column": "x"', '"column": "y"'),
+        ["source/extract/column is x, described as y"],
+    ),
+    "another type of a number": (
+        lambda d: edit_json(d, '"images/candidates": 12', '"images/candidates": "12"'),
+        [f"{IMAGES}/jid001/images/candidates is 12, described as 12"],
+    ),
+    "a job twice": (
+        lambda d: edit_json(d, '"images/jid": "jid002"', '"images/jid": "jid001"'),
+        [
+            f"{IMAGES}/jid001/images/image_filename is ",
+            f"{IMAGES}/jid001/images/sha256 is ",
+            f"{IMAGES}/jid002 is {{",
+        ],
+    ),
+    "a broken context": (
+        lambda d: edit_json(d, '"recordSet": "cr:recordSet",', ""),
+        ["mlcroissant refuses the description: "],
     ),
 }
 
@@ -354,10 +421,19 @@ def without_images(dataset: Path) -> None:
 
 BAD_DESCRIPTIONS = {
     "none": (lambda d: (d / "croissant.json").unlink(), "no such file; run without --check"),
-    "no JSON": (lambda d: (d / "croissant.json").write_text("{"), "not a description that this"),
-    "no Croissant": (lambda d: (d / "croissant.json").write_text("{}"), "not a description that"),
-    "a list": (lambda d: (d / "croissant.json").write_text("[1]"), "not a description that this"),
-    "no images": (without_images, "not a description that this script writes: ValueError"),
+    "no JSON": (
+        lambda d: (d / "croissant.json").write_text("{"),
+        "no Croissant description; run without",
+    ),
+    "no Croissant": (
+        lambda d: (d / "croissant.json").write_text("{}"),
+        "no Croissant description; run",
+    ),
+    "a list": (
+        lambda d: (d / "croissant.json").write_text("[1]"),
+        "no Croissant description; run without",
+    ),
+    "no images": (without_images, "recordSet/images is {"),
     "a bad index": (lambda d: (d / "master_index.csv").write_text("a\n"), "not the columns of"),
     "no index": (lambda d: (d / "master_index.csv").unlink(), "master_index.csv: no such file"),
 }
@@ -371,9 +447,9 @@ def test_check_of_what_cannot_be_compared(described, capsys, damage, message):
 
 
 @pytest.mark.parametrize(
-    ("options", "name"), [(["--url", "https://a.org"], "url"), (["--image_sha256"], "image_sha256")]
+    ("options", "name"), [(["--creator", "Ada"], "creator"), (["--image_sha256"], "image_sha256")]
 )
 def test_check_takes_no_option_that_would_have_no_effect(described, capsys, options, name):
     with pytest.raises(SystemExit, match="2"):
         describe(described, "--check", *options)
-    assert f"--check writes nothing: {name} would have no effect" in capsys.readouterr().err
+    assert f"--check writes nothing: --{name} would have no effect" in capsys.readouterr().err
