@@ -708,8 +708,8 @@ def not_stated(metadata: dict) -> Iterator[str]:
 def check_description(csv_path: Path, output: Path) -> str:
     """Hold a description against what would be written now, and sum the dataset up.
 
-    Resources and record sets are compared; the other terms are the author's. Raises DatasetError
-    with the differences.
+    Resources and record sets are compared, and mlcroissant reads them; the other terms are the
+    author's. Raises DatasetError with the differences.
     """
     advice = "run without --check to write it"
     try:
@@ -736,6 +736,8 @@ def differences(now: object, then: object, where: str) -> Iterator[str]:
         now, then = ({item_name(item): item for item in items} for items in (now, then))
     if isinstance(now, dict) and isinstance(then, dict):
         for key in now | then:
+            if key == "description":  # its words may be the author's, or an older version's
+                continue
             yield from differences(now.get(key), then.get(key), f"{where}/{key}")
     elif now != then:
         shown = ("missing" if one is None else str(one)[:MAX_CELL] for one in (now, then))

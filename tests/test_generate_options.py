@@ -408,6 +408,22 @@ def test_check_names_every_difference(dataset, capsys, change, messages):
     assert contents(dataset) == before
 
 
+def test_check_leaves_the_words_to_the_author(described):
+    edit_json(described, "Column, pixels, 0-based", "How far to the right")
+    edit_json(described, "Candidate transients of", "Some candidates of")
+    assert describe(described, "--check") == 0
+
+
+def test_check_of_a_dataset_that_was_moved_from_below_its_description(dataset, tmp_path, capsys):
+    output = tmp_path / "croissant.json"
+    arguments = ["-c", str(dataset / "master_index.csv"), "-o", str(output)]
+    assert generate_croissant.main(arguments) == 0
+    moved = dataset.rename(tmp_path / "moved") / "master_index.csv"
+    assert generate_croissant.main(["-c", str(moved), "-o", str(output), "--check"]) == 1
+    message = "contentUrl is moved/master_index.csv, described as dataset/master_index.csv"
+    assert message in capsys.readouterr().err
+
+
 def test_check_does_not_hash_where_no_checksum_was_written(described, monkeypatch):
     replace_tensor(described, 72, 80, 4)
     assert describe(described, "--check") == 0
