@@ -66,7 +66,7 @@ CROISSANT_NAME = "croissant.json"
 INDEX_NAME, IMAGES_DIR = "master_index.csv", "images"
 INDEX_ID, TENSORS_ID = "master-index", "image-tensors"  # ids of the two resources
 RECORD_SET, LABELS_SET, IMAGES_SET = "transient_candidates", "labels", "images"
-JOB_NAME = r"jid[^/\\]*"
+JOB_NAME = r"jid[^/\\]*"  # also: mlcroissant would take a jid such as 001 for a number
 NO_MATCH = -1  # `match` of a candidate with no source within the match radius
 EMPTY, NEVER = "Empty where the catalog has no value.", "Never empty."
 FIELDS = {  # column of the index: its meaning, unit and empty cells
@@ -166,7 +166,7 @@ TEXT_KIND, URL_KIND = "a text", "a URL such as https://example.org/data"
 DATE_KIND, VERSION_KIND = "a date such as 2026-01-31", "a version such as 1.0.0"
 NUMBER, WORD = r"(0|[1-9][0-9]*)", "[0-9A-Za-z-]+"
 PRE = rf"({NUMBER}|[0-9]*[A-Za-z-][0-9A-Za-z-]*)"
-PATTERNS = {  # of what the user gives, by kind
+PATTERNS = {  # of what the user gives, by kind; parse_args relies on their order
     TEXT_KIND: r"(?s).*\S.*",
     URL_KIND: r"https?://[\w.-]*\w(:\d+)?([/?#][^\s<>\"{}|\\^`]*)?",
     DATE_KIND: r"[12]\d{3}-\d\d-\d\d",
@@ -314,11 +314,14 @@ def checked_rows(part: pd.DataFrame) -> pd.DataFrame:
 
 
 def refuse_rows(rows: pd.DataFrame, wrong: dict[str, pd.Series]) -> None:
-    """Raise DatasetError at the first row for which one of the masks is true."""
+    """Raise DatasetError at the first row for which a mask is true.
+
+    Shown of it are its key and the columns that the mask's name has among its words.
+    """
     for what, mask in wrong.items():
         if mask.any():
             row = rows.loc[mask.idxmax()]
-            shown = (column for column in rows if column in ("jid", "id", *what.split()))
+            shown = (column for column in rows if column in (*KEYS[RECORD_SET], *what.split()))
             cells = (f"{column} {str(row[column])[:MAX_CELL]}" for column in shown)
             raise DatasetError(
                 f"{mask.sum():,} rows with {what}; the first is row {mask.idxmax() + 1}:"
@@ -354,6 +357,19 @@ def tensor_shape(path: Path) -> tuple[int, int]:
     return tensor.shape[:2]
 
 
+def check_positions(path: Path, shape: tuple[int, int], job: tuple) -> None:
+    """Raise DatasetError where candidates of a job, a row of survey_index, are off its tensor."""
+    height, width = shape
+    # Pixel i spans [i - 0.5, i + 0.5).
+    on_x = job.x_min >= -0.5 and job.x_max < width - 0.5
+    on_y = job.y_min >= -0.5 and job.y_max < height - 0.5
+    if not (on_x and on_y):
+        raise DatasetError(
+            f"{path}: {height} x {width} pixels, but its candidates are at x {job.x_min:g} to"
+            f" {job.x_max:g}, y {job.y_min:g} to {job.y_max:g}; run create_dataset.py again"
+        )
+
+
 def survey_images(folder: Path, jobs: pd.DataFrame, hashed: bool) -> tuple[list[dict], list[str]]:
     """Return a record of IMAGE_FIELDS for each whole tensor, and what is wrong with the others."""
     found = {path.stem for path in (folder / IMAGES_DIR).glob("*.npy")}
@@ -362,24 +378,16 @@ def survey_images(folder: Path, jobs: pd.DataFrame, hashed: bool) -> tuple[list[
     bar = {"desc": "tensors", "unit": "", "delay": 1, "disable": None, "leave": False}
     for job in tqdm(jobs.itertuples(), total=len(jobs), **bar):
         name = f"{IMAGES_DIR}/{job.Index}.npy"
-        image = {"jid": job.Index, "image_filename": name}
+        path = folder / name
         try:
-            height, width = tensor_shape(folder / name)
-            # Pixel i spans [i - 0.5, i + 0.5).
-            if (
-                min(job.x_min, job.y_min) < -0.5
-                or max(job.x_max - width, job.y_max - height) >= -0.5
-            ):
-                raise DatasetError(
-                    f"{folder / name}: {height} x {width} pixels, but its candidates are at x"
-                    f" {job.x_min:g} to {job.x_max:g}, y {job.y_min:g} to {job.y_max:g}; run"
-                    " create_dataset.py again"
-                )
+            shape = tensor_shape(path)
+            check_positions(path, shape, job)
         except DatasetError as error:
             problems.append(str(error))
             continue
-        image |= {"height": height, "width": width, "candidates": job.candidates, "real": job.real}
-        images.append(image | ({"sha256": file_sha256(folder / name)} if hashed else {}))
+        image = [job.Index, name, *shape, job.candidates, job.real]
+        image += [file_sha256(path)] if hashed else []
+        images.append(dict(zip(IMAGE_FIELDS, image, strict=False)))  # sha256 is the last of them
     return images, problems
 
 
@@ -639,11 +647,13 @@ def build_metadata(facts: Facts, output: Path, given: dict, rai: dict) -> dict:
     return metadata | {term: terms[term] for term in RAI_EXTRA if term in terms} | last
 
 
-def check_reload(json_path: Path, facts: Facts, mapping: dict[str, Path] | None) -> None:
+def check_reload(json_path: Path, facts: Facts, published: bool) -> None:
     """Load a description with mlcroissant and read a record of each of its record sets.
 
-    Raises DatasetError where mlcroissant finds a fault, or reads something else than the index.
+    Nothing is downloaded: the file at hand stands in for the index of a `published` one. Raises
+    DatasetError where mlcroissant finds a fault, or reads something else than the index.
     """
+    mapping = {INDEX_ID: facts.csv_path} if published else None
     try:
         dataset = mlc.Dataset(jsonld=json_path, mapping=mapping)
         first = {name: next(iter(dataset.records(name))) for name in KEYS}
@@ -674,7 +684,7 @@ def write_croissant(csv_path: Path, output: Path, given: dict) -> str:
     try:
         text = json.dumps(metadata, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         temporary.write_text(text, encoding="utf-8")
-        check_reload(temporary, facts, {INDEX_ID: csv_path} if "base_url" in given else None)
+        check_reload(temporary, facts, "base_url" in given)
         temporary.replace(output)
     except (OSError, ValueError) as error:  # ValueError: letters and numbers that JSON cannot hold
         reason = getattr(error, "strerror", None) or one_line(error)
@@ -724,7 +734,7 @@ def check_description(csv_path: Path, output: Path) -> str:
     facts = gather_facts(csv_path, hashed=f'"{IMAGES_SET}/sha256"' in json.dumps(then))
     now = build_metadata(facts, output, given, {})
     raise_problems([one for part in then for one in differences(now[part], then[part], part)])
-    check_reload(output, facts, {INDEX_ID: csv_path} if given else None)
+    check_reload(output, facts, bool(given))
     return f"{output} agrees with the dataset\n{summary(facts)}"
 
 

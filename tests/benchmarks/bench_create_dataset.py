@@ -28,7 +28,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -276,9 +276,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line and return its exit code."""
-    args = parse_args(argv)
+def run_benchmark(
+    args: argparse.Namespace, benchmark: Callable[[argparse.Namespace, Path], str]
+) -> int:
+    """Print the table of a benchmark, made in a temporary folder, and return the exit code."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO, force=True)
     try:
         with tempfile.TemporaryDirectory(prefix="bench-", dir=args.work_dir) as folder:
@@ -290,6 +291,11 @@ def main(argv: list[str] | None = None) -> int:
         LOG.error("interrupted: the temporary folder is removed")
         return 130
     return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    return run_benchmark(parse_args(argv), benchmark)
 
 
 if __name__ == "__main__":

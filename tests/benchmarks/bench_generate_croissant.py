@@ -16,15 +16,13 @@ Ctrl-C.
 """
 
 import argparse
-import logging
 import sys
 import tempfile
 from pathlib import Path
 
-from bench_create_dataset import TESTS, BenchmarkError, Figures, Run, Words, run, table
+from bench_create_dataset import TESTS, Figures, Run, Words, run, run_benchmark, table
 
 SCRIPT = TESTS.parent / "generate_croissant.py"
-LOG = logging.getLogger("bench_generate_croissant")
 
 DATASET = """
 import sys
@@ -149,18 +147,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    args = parse_args(argv)
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO, force=True)
-    try:
-        with tempfile.TemporaryDirectory(prefix="bench-", dir=args.work_dir) as folder:
-            print(benchmark(args, Path(folder).resolve()))
-    except (BenchmarkError, OSError) as error:
-        LOG.error(error)
-        return 1
-    except KeyboardInterrupt:
-        LOG.error("interrupted: the temporary folder is removed")
-        return 130
-    return 0
+    return run_benchmark(parse_args(argv), benchmark)
 
 
 if __name__ == "__main__":
