@@ -26,6 +26,7 @@ Exit codes: 0 all jobs are in the dataset; 1 a job was left out or the run faile
 and counted in the summary; that alone does not change the exit code.
 """
 
+import _thread
 import argparse
 import csv
 import errno
@@ -806,6 +807,16 @@ def interrupt_once(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+def interrupt_again(lost: "sys.UnraisableHookArgs") -> None:
+    """Repeat a Ctrl-C that came within a destructor (Dask has some), where exceptions are lost."""
+    if lost.exc_type is not KeyboardInterrupt:
+        sys.__unraisablehook__(lost)
+        return
+    signal.signal(signal.SIGINT, interrupt_once)
+    threading.Timer(0.1, _thread.interrupt_main).start()
+
+
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, interrupt_once)
+    sys.unraisablehook = interrupt_again
     sys.exit(main())

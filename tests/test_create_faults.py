@@ -210,6 +210,29 @@ def test_ctrl_c_in_the_middle_of_a_run(raw, undisturbed, start, run, tmp_path):
     assert kept.items() <= finished(tmp_path / "out").items()
 
 
+def test_ctrl_c_within_a_destructor_is_not_lost(raw, tmp_path):
+    """It was lost where a future of Dask was just being deleted, and the run went on for ever."""
+    source = """
+import os, runpy, signal, sys, time
+class Last:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+def slow(*_):
+    Last()
+    while True:
+        time.sleep(0.05)
+os.scandir = slow
+sys.argv[:2] = sys.argv[1:2]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+    options = [create_dataset.__file__, "-i", raw, "-o", tmp_path / "out"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    code, error = finish(subprocess.Popen([sys.executable, "-c", source, *options], **pipes))
+    assert code == 130
+    assert error.startswith("ERROR: interrupted: ")
+    assert len(error.splitlines()) == 1
+
+
 def test_ctrl_c_twice(raw, start, run, tmp_path):
     process = start(raw, tmp_path / "out", "--workers", "2")
     freeze(process, tmp_path / "out")
