@@ -3,6 +3,7 @@
 # requires-python = ">=3.11"
 # dependencies = [
 #     "numpy>=2.0,<3",
+#     "pandas>=3.1,<4",
 #     "mlcroissant>=1.1.1,<1.2",
 #     "torch>=2.6,<=2.13.0",
 #     "tqdm>=4.66,<5",
@@ -11,42 +12,58 @@
 """Train a real-bogus network on a dataset and say whether the dataset can be learned from.
 
 Read: `croissant.json` in the dataset folder, through mlcroissant the records that it describes,
-and from the tensors that they name a 64 x 64 cutout around each candidate. Nothing is downloaded
-and nothing is written.
+and from the tensors that they name a 64 x 64 cutout around each candidate. Nothing is downloaded.
+Written, with `--report_dir` alone: metrics.json, predictions.csv, model.pt and report.png.
 
-The network sees the four-channel cutout and nine columns of the catalog. It is trained on some of
-the jobs and judged on the others: among 3 % real candidates, accuracy would praise a network that
-says "bogus" to all, so the report gives ROC AUC and average precision, beside what ranking by flux
-and chance (the base rate) reach on the same jobs.
+First comes a list of what holds of the dataset and what does not. Then a network that sees the
+four-channel cutout and nine columns of the catalog is trained on some of the jobs, the best epoch
+and the threshold are chosen on others, and it is judged on the rest. Among 3 % real candidates,
+accuracy would praise a network that says "bogus" to all; so the report gives ROC AUC and average
+precision with intervals, beside what a logistic regression, flux and chance reach on the same jobs.
 
     python test_croissant_dataset.py
-    python test_croissant_dataset.py -d ./my_dataset
-    python test_croissant_dataset.py -d ./my_dataset --epochs 40 --seed 1
+    python test_croissant_dataset.py -d ./my_dataset --report_dir ./report --min_ap 0.8
+    torchrun --nproc_per_node 4 test_croissant_dataset.py -d ./my_dataset
 
-Exit codes: 0 trained and judged; 1 the dataset is missing, damaged or cannot be learned from (the
-reason is on stderr); 2 wrong usage; 130 interrupted by Ctrl-C.
+Exit codes: 0 trained and judged; 1 the dataset is missing, damaged or cannot be learned from, or
+is below `--min_ap` (the reason is on stderr); 2 wrong usage; 130 interrupted by Ctrl-C.
 """
 
+import _thread
 import argparse
-import functools
 import hashlib
+import importlib.util
+import io
+import itertools
+import json
 import logging
+import math
+import mmap
 import os
+import signal
 import sys
+import tempfile
+import threading
 import tokenize
-from collections.abc import Iterable, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path, PureWindowsPath
 
+if __name__ == "__main__":  # Ctrl-C within the imports, which take seconds
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 # A thread that waits for another is to sleep, not to spin: on a machine shared with other programs,
 # spinning takes the processor from the thread that is waited for. Only heeded before torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import mlcroissant as mlc
 import numpy as np
+import pandas as pd
 import torch
-from torch import nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch import distributed, nn
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -57,17 +74,50 @@ FEATURE_COLUMNS = tuple(
     "sharpness roundness1 roundness2 npix peak flux mag daofind_mag flags".split()
 )
 LOG_COLUMNS = ("peak", "flux")  # span five decades and both signs: a signed logarithm
+FEATURE_LIMIT = 8.0  # scaled features are clipped here, in interquartile ranges
 CUTOUT_PX = 64  # side of a cutout; the candidate's nearest pixel is at [32, 32]
-VALIDATION_SHARE = 0.25  # of the jobs
-SPLIT_TRIES = 100  # seeded shuffles of the jobs to find both classes on both sides
-EPOCHS = 20
-BATCH_SIZE = 64  # small datasets: about a thousand candidates give twenty steps an epoch
+INNER_PX = 16  # side of its middle, which the network sees at full resolution
+CHECKED_CUTOUTS = 4000  # read before training: half a second; the others as they are trained on
+SPLITS = ("train", "validation", "test")
+DEAL = (0, 1, 2, 0, 0)  # splits that jobs are dealt out to in turn: 60, 20 and 20 %
+BATCH_SIZE = 128  # candidates a step
 LEARNING_RATE = 2e-3  # highest rate of the one-cycle schedule
 WEIGHT_DECAY = 1e-2
-DROPOUT = 0.3
-FEATURE_LIMIT = 8.0  # scaled features are clipped here, in interquartile ranges
+DROPOUT = 0.5
+MIN_EPOCHS, MAX_EPOCHS, MIN_STEPS = 8, 60, 300  # by default: small datasets need more epochs
+RIDGE = 1e-4  # of the logistic regression: keeps weights finite where classes separate
+RESAMPLES = 1000  # of the bootstrap
+CONFIDENCE = (2.5, 97.5)  # percentiles: a 95 % interval
+MIN_JOBS = 10  # test jobs from which on jobs are resampled, not candidates
+MIN_EACH = 5  # real and bogus test candidates, without which there is no verdict
+SHEET_ROWS = 4  # candidates of each kind on the picture
 SEED = 20260
-OPEN_TENSORS = 64  # mapped at a time: each takes one of the process's file descriptors
+DEVICES = ("auto", "cuda", "mps", "cpu")
+MAX_PROBLEMS = 20  # named of each kind, the others are counted
+EPOCH_LINE = (
+    "epoch {epoch:2}/{epochs}  loss {train_loss:.4f}  validation loss {validation_loss:.4f}"
+    "  ROC AUC {roc_auc:.4f}  average precision {average_precision:.4f}"
+)
+RANKINGS = {  # of the test candidates, by which column: the network and two yardsticks
+    "network": "score",
+    "logistic regression": "regression",
+    "ranked by flux": "flux",
+}
+FIGURES = ("roc_auc", "average_precision", "behind")  # of each ranking
+ESTIMATE = "{:.3f} ({:.3f} to {:.3f})"
+CALLS = """
+  called real from score {threshold:.3f} on, the highest F1 of the validation split:
+  precision {precision:.3f}, recall {recall:.3f}, F1 {f1:.3f}
+                          called real  called bogus
+  real                {true_positives:17,}{false_negatives:14,}
+  bogus               {false_positives:17,}{true_negatives:14,}
+"""
+CURVES = (  # title and axes of the report's upper row
+    ("Loss", "epoch", "weighted cross-entropy"),
+    ("ROC curve, test split", "false positive rate", "true positive rate"),
+    ("Precision and recall, test split", "recall", "precision"),
+    ("Real-bogus scores, test split", "score", "candidates"),
+)
 # What numpy raises on a damaged .npy header.
 NPY_ERRORS = (OSError, ValueError, OverflowError, SyntaxError, tokenize.TokenError)
 # What mlcroissant and its parsers raise on a damaged description: its own errors and Python's.
@@ -75,6 +125,9 @@ MLCROISSANT_ERRORS = (mlc.ValidationError, mlc.GenerationError, ValueError, Look
 MLCROISSANT_ERRORS += (AttributeError, AssertionError, RecursionError)
 
 LOG = logging.getLogger("test_croissant_dataset")
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # cutouts, features, labels
+Estimate = list[float]  # a figure and the ends of its 95 % interval
+Ranking = tuple[np.ndarray, np.ndarray]  # what sort_scores returns
 
 
 class DatasetError(Exception):
@@ -82,35 +135,13 @@ class DatasetError(Exception):
 
 
 @dataclass(frozen=True)
-class Candidates:
-    """The records of a dataset as arrays of equal length, one entry per candidate.
+class TensorFile:
+    """A tensor on disk: float32 (height, width, 4) from a byte on."""
 
-    jid, image: str; x, y: float64, pixels; label: float32, 1 real, 0 bogus; features: float32
-    (N, 9) in the order of FEATURE_COLUMNS, NaN where the catalog has no value.
-    """
-
-    jid: np.ndarray
-    image: np.ndarray
-    x: np.ndarray
-    y: np.ndarray
-    label: np.ndarray
-    features: np.ndarray
-
-
-@dataclass(frozen=True)
-class FeatureScaling:
-    """Median and interquartile range of the transformed features, float32 (10,)."""
-
-    center: np.ndarray
-    scale: np.ndarray
-
-
-@dataclass(frozen=True)
-class Scores:
-    """How well a ranking separates real from bogus; both are 1 for a perfect one."""
-
-    roc_auc: float
-    average_precision: float
+    path: Path
+    height: int
+    width: int
+    offset: int
 
 
 def one_line(error: Exception) -> str:
@@ -118,37 +149,13 @@ def one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def load_description(json_path: Path) -> mlc.Dataset:
-    """Load croissant.json and hold the files that it describes against their checksums.
-
-    Raises
-    ------
-    DatasetError
-        The description is missing or invalid; or a file that it describes lies outside its folder
-        (nothing is downloaded), is gone, or was changed after the description was written.
-    """
-    if not json_path.is_file():
-        raise DatasetError(f"{json_path}: no such file; generate_croissant.py writes it")
-    try:
-        dataset = mlc.Dataset(jsonld=json_path)
-        files = [node for node in dataset.metadata.distribution if isinstance(node, mlc.FileObject)]
-    except MLCROISSANT_ERRORS as error:
-        raise DatasetError(
-            f"{json_path}: not a valid Croissant description ({one_line(error)}); run"
-            " generate_croissant.py again"
-        ) from error
-    for node in files:
-        path = inside(json_path.parent, str(node.content_url))
-        if not path.is_file():
-            raise DatasetError(f"{path}: no such file, but {json_path} describes it")
-        with path.open("rb") as handle:
-            found = hashlib.file_digest(handle, "sha256").hexdigest()
-        if found != str(node.sha256).lower():
-            raise DatasetError(
-                f"{path}: changed after {json_path} was written (sha256 is {found}, expected"
-                f" {node.sha256}); run generate_croissant.py again"
-            )
-    return dataset
+def raise_problems(problems: Sequence[str], count: int) -> None:
+    """Raise DatasetError where there are problems, so many, with a line for each of the first."""
+    named = list(problems[:MAX_PROBLEMS])
+    if count > len(named):
+        named.append(f"and {count - len(named):,} more")
+    if named:
+        raise DatasetError("\n".join(named))
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -162,73 +169,146 @@ def inside(folder: Path, name: str) -> Path:
     return folder / name
 
 
-def read_candidates(dataset_dir: Path) -> Candidates:
-    """Read all records of a dataset through mlcroissant.
+def refuse_downloads(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Make a dictionary of JSON; raise ValueError where its context is a link to be followed."""
+    for key, value in pairs:
+        if key == "@import" or (key == "@context" and not isinstance(value, dict)):
+            raise ValueError(f"{key} is not written out: {value}")
+    return dict(pairs)
 
-    Raises
-    ------
-    DatasetError
-        The description or the index is missing, invalid or changed, or a label is not 0 or 1.
-    """
-    json_path = dataset_dir / CROISSANT_NAME
-    dataset = load_description(json_path)
-    columns = ("jid", "image_filename", "x", "y", "label", *FEATURE_COLUMNS)
-    table: dict[str, list] = {column: [] for column in columns}
+
+def load_description(json_path: Path) -> mlc.Dataset:
+    """Load croissant.json; raise DatasetError where it is missing or not valid."""
+    if not json_path.is_file():
+        raise DatasetError(f"{json_path}: no such file; generate_croissant.py writes it")
     try:
-        for record in tqdm(dataset.records(RECORD_SET), desc="records", unit="", disable=None):
-            for column, values in table.items():
-                values.append(record[f"{RECORD_SET}/{column}"])
-        texts = {c: np.array([v.decode() for v in table[c]]) for c in ("jid", "image_filename")}
-        numbers = {c: np.array(v, dtype=np.float64) for c, v in table.items() if c not in texts}
+        json.loads(json_path.read_bytes(), object_pairs_hook=refuse_downloads)
+        dataset = mlc.Dataset(jsonld=json_path)
+        dataset.metadata.distribution[0]
+    except MLCROISSANT_ERRORS as error:
+        raise DatasetError(
+            f"{json_path}: not a valid Croissant description ({one_line(error)}); run"
+            " generate_croissant.py again"
+        ) from error
+    return dataset
+
+
+def check_files(dataset: mlc.Dataset, json_path: Path) -> None:
+    """Raise DatasetError where a described file is outside the folder, gone, or was changed."""
+    for node in dataset.metadata.distribution:
+        if not isinstance(node, mlc.FileObject):
+            continue
+        path = inside(json_path.parent, str(node.content_url))
+        if not path.is_file():
+            raise DatasetError(f"{path}: no such file, but {json_path} describes it")
+        with path.open("rb") as handle:
+            found = hashlib.file_digest(handle, "sha256").hexdigest()
+        if found != str(node.sha256).lower():
+            raise DatasetError(
+                f"{path}: changed after {json_path} was written (sha256 is {found}, expected"
+                f" {node.sha256}); run generate_croissant.py again"
+            )
+
+
+def read_records(dataset: mlc.Dataset, json_path: Path) -> pd.DataFrame:
+    """Read all candidates through mlcroissant; raise DatasetError where it cannot."""
+    texts: dict[str, list[str]] = {"jid": [], "image_filename": []}
+    numbers = {c: array("d") for c in ("id", "x", "y", *FEATURE_COLUMNS, "match", "label")}
+    try:
+        for record in progress(dataset.records(RECORD_SET), "records"):
+            for column, cells in texts.items():
+                cells.append(sys.intern(record[f"{RECORD_SET}/{column}"].decode()))
+            for column, cells in numbers.items():
+                cell = record[f"{RECORD_SET}/{column}"]
+                cells.append(math.nan if cell is None else cell)
     except MLCROISSANT_ERRORS as error:
         raise DatasetError(
             f"{json_path}: mlcroissant cannot read its records ({one_line(error)}); run"
             " generate_croissant.py again"
         ) from error
-    candidates = Candidates(
-        jid=texts["jid"],
-        image=texts["image_filename"],
-        x=numbers["x"],
-        y=numbers["y"],
-        label=numbers["label"].astype(np.float32),
-        features=np.stack([numbers[c] for c in FEATURE_COLUMNS], axis=1).astype(np.float32),
-    )
-    check_candidates(candidates, dataset_dir)
-    return candidates
+    return pd.DataFrame(texts | {column: np.array(cells) for column, cells in numbers.items()})
 
 
-def check_candidates(candidates: Candidates, dataset_dir: Path) -> None:
-    """Raise DatasetError where the candidates cannot be trained on."""
-    if not np.isin(candidates.label, (0, 1)).all():
-        raise DatasetError(f"{dataset_dir}: a label in its index is neither 0 nor 1")
-    if not (np.isfinite(candidates.x) & np.isfinite(candidates.y)).all():
-        raise DatasetError(f"{dataset_dir}: a candidate in its index has no position")
-    real, total = int(candidates.label.sum()), len(candidates.label)
-    if real in (0, total):
-        raise DatasetError(
-            f"{dataset_dir}: {real} of {total} candidates are real; both classes are needed"
-        )
+def read_candidates(dataset_dir: Path) -> pd.DataFrame:
+    """Read the candidates of a dataset, for a training of your own.
 
-
-def open_tensor(path: Path) -> np.ndarray:
-    """Map a tensor, float32 (H, W, 4), without reading its pixels.
+    Returns
+    -------
+    pandas.DataFrame
+        A row a candidate, in the order of the index: `jid` and `image_filename` are text; `id`,
+        `x`, `y` (pixels), FEATURE_COLUMNS, `match` and `label` (1 real, 0 bogus) are float64, NaN
+        where the index has no value.
 
     Raises
     ------
     DatasetError
-        The file is missing or cut short, or is no such tensor.
+        The description or the index is missing, invalid or changed, or leads out of the folder.
+    """
+    json_path = dataset_dir / CROISSANT_NAME
+    dataset = load_description(json_path)
+    check_files(dataset, json_path)
+    return read_records(dataset, json_path)
+
+
+def refuse(candidates: pd.DataFrame, wrong: np.ndarray, reason: str) -> None:
+    """Raise DatasetError where candidates are wrong, for a reason that is a template of columns."""
+    template = f"candidate {{id:g}} of {{jid}}: {reason}; run create_dataset.py again"
+    rows = candidates[wrong]
+    problems = [template.format(**row) for row in rows[:MAX_PROBLEMS].to_dict("records")]
+    raise_problems(problems, len(rows))
+
+
+def check_labels(candidates: pd.DataFrame) -> None:
+    """Raise DatasetError where a label is not 0 or 1, or contradicts `match`."""
+    match, label = candidates["match"], candidates["label"]
+    refuse(candidates, match.isna() | (label != (match != -1)), "label {label:g}, match {match:g}")
+
+
+def check_classes(candidates: pd.DataFrame) -> None:
+    """Raise DatasetError where all candidates are real, or none is."""
+    real, total = int((candidates["label"] == 1).sum()), len(candidates)
+    if real in (0, total):
+        raise DatasetError(f"{real} of {total} candidates are real; both classes are needed")
+
+
+def open_tensor(path: Path) -> TensorFile:
+    """Read the header of a tensor.
+
+    Raises
+    ------
+    DatasetError
+        The file is missing or not as long as its header says, or is no float32 (H, W, 4).
     """
     try:
         tensor = np.lib.format.open_memmap(path, mode="r")
     except NPY_ERRORS as error:
         raise DatasetError(f"{path}: not a readable tensor: {one_line(error)}") from error
-    if tensor.dtype != np.dtype("<f4") or tensor.shape[2:] != (len(CHANNEL_NAMES),):
-        raise DatasetError(f"{path}: {tensor.dtype} {tensor.shape}; expected float32 (H, W, 4)")
-    return tensor
+    is_image = tensor.shape[2:] == (len(CHANNEL_NAMES),) and tensor.flags.c_contiguous
+    if tensor.dtype != np.dtype("<f4") or not is_image:
+        raise DatasetError(
+            f"{path}: {tensor.dtype} {tensor.shape}; expected float32 (H, W, 4) in C order"
+        )
+    if tensor.offset + tensor.nbytes != path.stat().st_size:
+        raise DatasetError(f"{path}: longer than its header says; run create_dataset.py again")
+    return TensorFile(path, *tensor.shape[:2], tensor.offset)
 
 
-def cut_out(image: np.ndarray, x: float, y: float) -> np.ndarray:
-    """Return the square around a candidate.
+def map_tensor(file: TensorFile) -> np.ndarray:
+    """Map a tensor, float32 (H, W, 4), of which only the pages that are touched are read."""
+    try:
+        with file.path.open("rb") as handle:
+            pages = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+        count = file.height * file.width * len(CHANNEL_NAMES)
+        values = np.frombuffer(pages, "<f4", count, file.offset)
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{file.path}: changed while it was in use: {error}") from error
+    if hasattr(mmap, "MADV_RANDOM"):  # not on Windows
+        pages.madvise(mmap.MADV_RANDOM)
+    return values.reshape(file.height, file.width, -1)
+
+
+def copy_cutout(image: np.ndarray, x: float, y: float, square: np.ndarray) -> None:
+    """Copy the square around a candidate, as far as it lies on the image.
 
     Parameters
     ----------
@@ -236,70 +316,66 @@ def cut_out(image: np.ndarray, x: float, y: float) -> np.ndarray:
         float32 (H, W, C).
     x, y : float
         Position, pixels; pixel i spans [i - 0.5, i + 0.5).
-
-    Returns
-    -------
-    numpy.ndarray
-        float32 (64, 64, C), whose [32, 32] is the nearest pixel; 0 where it lies off the image.
+    square : numpy.ndarray
+        float32 (64, 64, C), whose [32, 32] becomes the nearest pixel; the rest is left as it is.
     """
-    top = int(np.floor(y + 0.5)) - CUTOUT_PX // 2
-    left = int(np.floor(x + 0.5)) - CUTOUT_PX // 2
+    top = math.floor(y + 0.5) - CUTOUT_PX // 2
+    left = math.floor(x + 0.5) - CUTOUT_PX // 2
     inner = image[max(top, 0) : max(top + CUTOUT_PX, 0), max(left, 0) : max(left + CUTOUT_PX, 0)]
-    square = np.zeros((CUTOUT_PX, CUTOUT_PX, image.shape[2]), dtype=np.float32)
     row, column = max(-top, 0), max(-left, 0)
     square[row : row + inner.shape[0], column : column + inner.shape[1]] = inner
-    return square
 
 
-def transform_features(features: np.ndarray) -> np.ndarray:
-    """Make the columns comparable: signed logarithm of peak and flux, and a flag for no magnitude.
+def transform_features(candidates: pd.DataFrame) -> np.ndarray:
+    """Make the features comparable: signed logarithm of peak and flux, a flag for no magnitude.
 
     Parameters
     ----------
-    features : numpy.ndarray
-        float32 (N, 9) in the order of FEATURE_COLUMNS; NaN or infinite is no value.
+    candidates : pandas.DataFrame
+        With FEATURE_COLUMNS; NaN or infinite is no value.
 
     Returns
     -------
     numpy.ndarray
-        float32 (N, 10), NaN is no value; the last column is 1 where `mag` has none.
+        float64 (N, 10), NaN is no value; the last column is 1 where `mag` has none.
     """
-    values = np.where(np.isfinite(features), features, np.nan)
+    values = candidates[list(FEATURE_COLUMNS)].astype(float)
+    values = values.where(np.isfinite(values))
     for name in LOG_COLUMNS:
-        column = values[:, FEATURE_COLUMNS.index(name)]
-        column[:] = np.sign(column) * np.log1p(np.abs(column))
-    no_mag = np.isnan(values[:, [FEATURE_COLUMNS.index("mag")]])
-    return np.hstack([values, no_mag]).astype(np.float32)
+        values[name] = np.sign(values[name]) * np.log1p(values[name].abs())
+    return values.assign(no_mag=values["mag"].isna()).to_numpy(float)
 
 
-def fit_scaling(values: np.ndarray) -> FeatureScaling:
-    """Fit the scaling of transformed features, float32 (N, 10), of the training candidates."""
+def fit_scaling(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the median and the interquartile range of transformed features, each float64 (10,)."""
     center, scale = np.zeros(values.shape[1]), np.ones(values.shape[1])
     for i, column in enumerate(values.T):
         known = column[~np.isnan(column)]
         if known.size:
             low, center[i], high = np.percentile(known, (25, 50, 75))
             scale[i] = (high - low) or known.std() or 1.0
-    return FeatureScaling(center.astype(np.float32), scale.astype(np.float32))
+    return center, scale
 
 
-def scale_features(values: np.ndarray, scaling: FeatureScaling) -> np.ndarray:
-    """Scale transformed features to median 0 and range 1; what has no value becomes 0."""
-    scaled = (values - scaling.center) / scaling.scale
-    return np.clip(np.nan_to_num(scaled), -FEATURE_LIMIT, FEATURE_LIMIT).astype(np.float32)
+def scale_features(values: np.ndarray, center: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Scale transformed features to median 0 and range 1, float32; what has no value becomes 0."""
+    scaled = np.nan_to_num((values - center) / scale)
+    return np.clip(scaled, -FEATURE_LIMIT, FEATURE_LIMIT).astype(np.float32)
 
 
 class CutoutDataset(Dataset):
-    """Cutouts, features and labels of a dataset; the cutouts are read when they are asked for.
+    """Cutouts, features and labels of candidates; cutouts are read when they are asked for.
+
+    `dataset[i]` is one candidate: cutout float32 (4, 64, 64) in [0, 1] and 0 off the image,
+    features float32 (10,), label float32 (). `dataset[[i, j, ...]]` is a batch of them, which is
+    faster, and which a DataLoader makes use of.
 
     Parameters
     ----------
     dataset_dir : Path
-        Folder that the image paths of the records are relative to.
-    candidates : Candidates
-        The records.
-    features : numpy.ndarray
-        float32 (N, 10), scaled and finite.
+        Folder that the image paths of the candidates are relative to.
+    candidates : pandas.DataFrame
+        As `read_candidates` returns it. Features are NaN where it is, until `fit_features`.
 
     Raises
     ------
@@ -307,90 +383,323 @@ class CutoutDataset(Dataset):
         A tensor is missing, damaged or outside the folder; later, where a pixel is not in [0, 1].
     """
 
-    def __init__(self, dataset_dir: Path, candidates: Candidates, features: np.ndarray) -> None:
+    def __init__(self, dataset_dir: Path, candidates: pd.DataFrame) -> None:
         self.candidates = candidates
-        self.features = torch.from_numpy(features)
-        self.labels = torch.from_numpy(candidates.label)
-        self.paths = {name: inside(dataset_dir, name) for name in np.unique(candidates.image)}
-        self.open_tensor = functools.lru_cache(OPEN_TENSORS)(open_tensor)
-        for path in self.paths.values():
-            self.open_tensor(path)
+        self.positions = candidates[["x", "y"]].to_numpy()
+        self.features = torch.from_numpy(transform_features(candidates))
+        self.labels = torch.from_numpy(candidates["label"].to_numpy(np.float32))
+        self.file_of, names = pd.factorize(candidates["image_filename"])
+        self.files: list[TensorFile] = []
+        problems = []
+        for name in progress(names, "tensors"):
+            try:
+                self.files.append(open_tensor(inside(dataset_dir, name)))
+            except DatasetError as error:
+                problems.append(str(error))
+        raise_problems(problems, len(problems))
+
+    def rows_of(self, split: str) -> np.ndarray:
+        """Return the rows whose column `split` is so."""
+        return np.flatnonzero(self.candidates["split"] == split)
+
+    def fit_features(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Scale the features as those of some rows, the training split, ask for; once."""
+        scaling = fit_scaling(self.features[rows].numpy())
+        self.features = torch.from_numpy(scale_features(self.features.numpy(), *scaling))
+        return scaling
 
     def __len__(self) -> int:
         """Return the number of candidates."""
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return cutout (4, 64, 64) in [0, 1], features (10,) and label () of one candidate."""
-        path = self.paths[self.candidates.image[index]]
-        tensor = self.open_tensor(path)
-        square = cut_out(tensor, self.candidates.x[index], self.candidates.y[index])
-        if not (square.min() >= 0 and square.max() <= 1):  # NaN fails both
-            raise DatasetError(
-                f"{path}: a pixel is not in [0, 1]; remove it and run create_dataset.py"
-            )
-        return torch.from_numpy(square).permute(2, 0, 1), self.features[index], self.labels[index]
+    def __getitem__(self, index: int | Sequence[int]) -> Batch:
+        """Return a candidate, or a batch whose cutouts are (N, 4, 64, 64), channels last."""
+        if np.ndim(index) == 0:
+            return tuple(values[0] for values in self[[index]])
+        rows = np.asarray(index)
+        squares = np.zeros((len(rows), CUTOUT_PX, CUTOUT_PX, len(CHANNEL_NAMES)), np.float32)
+        for number in np.unique(self.file_of[rows]):  # mapped for one batch: memory stays small
+            image = map_tensor(self.files[number])
+            for i in np.flatnonzero(self.file_of[rows] == number):
+                copy_cutout(image, *self.positions[rows[i]], squares[i])
+        if not (squares.min(initial=0) >= 0 and squares.max(initial=0) <= 1):  # NaN fails both
+            self.refuse_pixels(rows[~((squares >= 0) & (squares <= 1)).all(axis=(1, 2, 3))])
+        return torch.from_numpy(squares).permute(0, 3, 1, 2), self.features[rows], self.labels[rows]
+
+    def refuse_pixels(self, rows: np.ndarray) -> None:
+        """Raise DatasetError with the names of the tensors of some candidates."""
+        paths = [self.files[number].path for number in np.unique(self.file_of[rows])]
+        reason = "a pixel is not in [0, 1]; remove it and run create_dataset.py"
+        raise_problems([f"{path}: {reason}" for path in paths], len(paths))
+
+    def __getitems__(self, indices: list[int]) -> list[Batch]:
+        """Return candidates one by one, read as a batch: what a DataLoader asks for."""
+        return list(zip(*self[indices], strict=True))
 
 
-class RealBogusNetwork(nn.Module):
-    """A convolutional network on the cutout, joined with the features; gives a logit.
-
-    Pixel-unshuffling trades resolution for channels before the first convolution, which saves
-    work. The maps are flattened, not averaged: where a source lies in the cutout matters. They are
-    reduced before the features join them, or a thousand pixels would drown ten features.
-    """
-
-    def __init__(self, feature_count: int) -> None:
-        super().__init__()
-        layers = [nn.PixelUnshuffle(2)]
-        channels = 4 * len(CHANNEL_NAMES)
-        for width in (32, 48, 64):
-            layers += [nn.Conv2d(channels, width, kernel_size=3, padding=1, bias=False)]
-            layers += [nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2)]
-            channels = width
-        pixels = (CUTOUT_PX // 16) ** 2  # one unshuffling and three poolings
-        layers += [nn.Flatten(), nn.Dropout(DROPOUT), nn.Linear(channels * pixels, 32), nn.ReLU()]
-        self.image_layers = nn.Sequential(*layers)
-        self.head = nn.Sequential(
-            nn.Linear(32 + feature_count, 64), nn.ReLU(), nn.Dropout(DROPOUT), nn.Linear(64, 1)
-        )
-
-    def forward(self, cutouts: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-        """Return logits (N,) of cutouts (N, 4, 64, 64) and features (N, 10)."""
-        return self.head(torch.cat([self.image_layers(cutouts), features], dim=1)).squeeze(1)
+def check_positions(dataset: CutoutDataset) -> None:
+    """Raise DatasetError where a candidate has no position, or one off its image."""
+    sizes = np.array([(file.width, file.height) for file in dataset.files])
+    nearest = np.floor(dataset.positions + 0.5)
+    wrong = ~((nearest >= 0) & (nearest < sizes[dataset.file_of])).all(axis=1)
+    refuse(dataset.candidates, wrong, "position ({x:g}, {y:g}) is not on its image")
 
 
-def split_jobs(candidates: Candidates, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Split the candidates by job, with both classes on both sides.
+def check_cutouts(dataset: CutoutDataset) -> None:
+    """Raise DatasetError where a pixel of the cutouts, or of a part of them, is not in [0, 1]."""
+    count = len(dataset)
+    rows = np.linspace(0, count - 1, min(count, CHECKED_CUTOUTS)).astype(int)
+    for start in range(0, len(rows), BATCH_SIZE):
+        dataset[rows[start : start + BATCH_SIZE]]
 
-    Returns
-    -------
-    train, validation : numpy.ndarray
-        Indices of candidates, int64, sorted.
+
+@contextmanager
+def holds(claim: str, failures: list[str], go_on: bool = False) -> Iterator[None]:
+    """Print whether what the block checks holds; end there, or go on, where it does not."""
+    try:
+        yield
+    except DatasetError as error:
+        print(f"  no    {claim}", flush=True)
+        failures.append(str(error))
+        if not go_on:
+            raise DatasetError("\n".join(failures)) from error
+    else:
+        print(f"  yes   {claim}", flush=True)
+
+
+def examine(args: argparse.Namespace) -> CutoutDataset:
+    """Check a dataset, print what holds and what does not, and return it.
 
     Raises
     ------
     DatasetError
-        There are too few jobs, or too few with real candidates.
+        Something does not hold; the text has a line for each.
     """
-    rng = np.random.default_rng(seed)
-    jobs = np.unique(candidates.jid)
-    held_out = max(1, round(VALIDATION_SHARE * len(jobs)))
-    for _ in range(SPLIT_TRIES if len(jobs) > 1 else 0):
-        is_held_out = np.isin(candidates.jid, rng.permutation(jobs)[:held_out])
-        sides = np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
-        if all(0 < candidates.label[side].sum() < len(side) for side in sides):
-            return sides
+    json_path = args.dataset_dir / CROISSANT_NAME
+    failures: list[str] = []
+    print(args.dataset_dir)
+    with holds("croissant.json is valid Croissant", failures):
+        description = load_description(json_path)
+    with holds("the files it describes are in the folder and unchanged (SHA-256)", failures):
+        check_files(description, json_path)
+    with holds("mlcroissant reads every record", failures):
+        candidates = read_records(description, json_path)
+    with holds("labels are 0 or 1, and 1 just where match is not -1", failures, go_on=True):
+        check_labels(candidates)
+    with holds("both classes occur", failures, go_on=True):
+        check_classes(candidates)
+    with holds("tensors are in the folder, whole, and float32 (H, W, 4)", failures):
+        candidates = thin(candidates, args.max_candidates, args.seed)
+        dataset = CutoutDataset(args.dataset_dir, candidates)
+    with holds("positions are on their image", failures):
+        check_positions(dataset)
+    read = f"{min(len(dataset), CHECKED_CUTOUTS):,} of {len(dataset):,} read"
+    with holds(f"cutouts are finite and in [0, 1] ({read})", failures, go_on=True):
+        check_cutouts(dataset)
+    if failures:
+        raise DatasetError("\n".join(failures))
+    return dataset
+
+
+def thin(candidates: pd.DataFrame, count: int | None, seed: int) -> pd.DataFrame:
+    """Keep no more than so many candidates, at random, as many of each job as it has."""
+    shuffled = candidates.sample(frac=1, random_state=seed)
+    rank_in_job = shuffled.groupby("jid").cumcount().sort_values(kind="stable")
+    return candidates.loc[np.sort(rank_in_job.index[:count])].reset_index(drop=True)
+
+
+def deal_out(units: pd.Series | pd.Index, labels: np.ndarray, seed: int) -> np.ndarray:
+    """Deal units of candidates, such as jobs, out to SPLITS; return the split of each candidate.
+
+    Units with both classes, with real and with bogus candidates alone are dealt out apart, in
+    random order, so that each split gets its share of each.
+    """
+    unit_of, names = pd.factorize(units)
+    sizes, real = np.bincount(unit_of), np.bincount(unit_of, weights=labels)
+    kinds = (real > 0) + 2 * (real < sizes)
+    rng, split = np.random.default_rng(seed), np.empty(len(names), dtype=int)
+    for kind in np.unique(kinds):
+        members = rng.permutation(np.flatnonzero(kinds == kind))
+        split[members] = np.resize(DEAL, len(members))
+    return np.array(SPLITS)[split[unit_of]]
+
+
+def split_candidates(candidates: pd.DataFrame, seed: int) -> np.ndarray:
+    """Split candidates into training, validation and test ones, each with both classes.
+
+    Jobs are kept together. Where there are too few of them, a warning is logged, and candidates
+    are split instead: a network then knows the sky, the PSF and the flaws that it is judged on.
+
+    Returns
+    -------
+    numpy.ndarray
+        str (N,), one of SPLITS for each candidate.
+
+    Raises
+    ------
+    DatasetError
+        Fewer than three candidates are real, or are bogus.
+    """
+    labels = candidates["label"].to_numpy()
+    for units in (candidates["jid"], candidates.index):
+        split = deal_out(units, labels, seed)
+        if all(0 < labels[split == name].sum() < (split == name).sum() for name in SPLITS):
+            return split
+        if units is not candidates.index:
+            LOG.warning(
+                "too few jobs hold real and bogus candidates to split by job: candidates of one job"
+                " are trained on and judged, which flatters all figures; add jobs"
+            )
     raise DatasetError(
-        f"{len(jobs)} jobs cannot be split into training and validation jobs that both hold real"
-        " and bogus candidates; more jobs are needed"
+        f"{labels.sum():.0f} of {len(labels)} candidates are real; training, validation and test"
+        " need a real and a bogus one each: add jobs"
     )
+
+
+def tower(channels: int, size: int, block: int, widths: Sequence[int]) -> nn.Sequential:
+    """Make layers that turn (N, channels, size, size) into (N, 32).
+
+    Blocks of pixels become channels, then convolutions alternate with pooling. The maps are
+    flattened, not averaged, because where a source lies matters, and are reduced to 32 values, or
+    they would drown the features.
+    """
+    layers: list[nn.Module] = [nn.PixelUnshuffle(block)]
+    channels, size = channels * block**2, size // block
+    for width in widths:
+        layers += [nn.Conv2d(channels, width, kernel_size=3, padding=1, bias=False)]
+        layers += [nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2)]
+        channels, size = width, size // 2
+    layers += [nn.Flatten(), nn.Dropout(DROPOUT), nn.Linear(channels * size**2, 32), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+class RealBogusNetwork(nn.Module):
+    """A network that joins two looks at the cutout with the features, and gives a logit.
+
+    The middle of the cutout, where the candidate is, is seen pixel by pixel; the whole, which shows
+    trails and bright neighbours, in blocks of 4 x 4 pixels.
+    """
+
+    def __init__(self, feature_count: int = len(FEATURE_COLUMNS) + 1) -> None:
+        super().__init__()
+        self.inner = tower(len(CHANNEL_NAMES), INNER_PX, block=1, widths=(32, 64))
+        self.whole = tower(len(CHANNEL_NAMES), CUTOUT_PX, block=4, widths=(32, 64))
+        self.features = nn.Sequential(
+            nn.Linear(feature_count, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU()
+        )
+        self.head = nn.Sequential(
+            nn.Linear(3 * 32, 64), nn.ReLU(), nn.Dropout(DROPOUT), nn.Linear(64, 1)
+        )
+
+    def forward(self, cutouts: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        """Return logits (N,), float32, of cutouts (N, 4, 64, 64) and features (N, 10).
+
+        The type of the cutouts, float32 or bfloat16, is that in which convolutions are computed.
+        """
+        edge = (CUTOUT_PX - INNER_PX) // 2
+        kind, dtype = cutouts.device.type, cutouts.dtype
+        with torch.autocast(kind, dtype, enabled=dtype != torch.float32):
+            inner = self.inner(cutouts[:, :, edge:-edge, edge:-edge])
+            looks = (inner, self.whole(cutouts), self.features(features))
+        return self.head(torch.cat(looks, dim=1).float()).squeeze(1)  # bfloat16 would make ties
+
+
+def pick_device(name: str) -> tuple[torch.device, torch.dtype]:
+    """Return the device of a name, and the type that it computes convolutions fastest in.
+
+    That is bfloat16 where there are instructions for it: without them it is slower than float32.
+
+    Raises
+    ------
+    DatasetError
+        There is no such device.
+    """
+    rank = int(os.environ.get("LOCAL_RANK", 0))
+    there = {
+        "cuda": torch.cuda.device_count() > rank,
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    name = next(n for n in there if there[n]) if name == "auto" else name
+    if not there[name]:
+        raise DatasetError(f"--device {name}: there is none here; auto takes what there is")
+    if name == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = name == "cpu" and getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16")
+    device = torch.device(name, rank) if name == "cuda" else torch.device(name)
+    return device, torch.bfloat16 if fast else torch.float32
+
+
+def summed(values: torch.Tensor, args: argparse.Namespace) -> torch.Tensor:
+    """Add up the values of all processes, in place."""
+    if args.processes > 1:
+        distributed.all_reduce(values)
+    return values
+
+
+def is_leader() -> bool:
+    """Return whether this process is the one that prints and writes."""
+    return not distributed.is_torchelastic_launched() or os.environ["RANK"] == "0"
+
+
+def join_processes(device: torch.device) -> tuple[int, int]:
+    """Join the processes that torchrun started; return the rank of this one and their number."""
+    if not distributed.is_torchelastic_launched():
+        return 0, 1
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return distributed.get_rank(), distributed.get_world_size()
+
+
+def progress(steps: Iterable, text: str, total: int | None = None) -> Iterable:
+    """Show a progress bar on a terminal."""
+    return tqdm(steps, text, total, leave=False, disable=None if is_leader() else True)
+
+
+def share_out(rows: np.ndarray, args: argparse.Namespace) -> list[np.ndarray]:
+    """Divide rows into batches, and return this process's share of each."""
+    starts = range(0, len(rows), args.batch_size)
+    batches = (rows[start : start + args.batch_size] for start in starts)
+    return [batch[args.rank :: args.processes] for batch in batches]
+
+
+def keep_quiet(_: int) -> None:
+    """Print nothing in a worker: its errors go to the parent, all else is of an end by Ctrl-C."""
+    sys.excepthook = lambda *_: None
+
+
+def start_workers(loader: DataLoader) -> Iterator[Batch]:
+    """Start to read. Ctrl-C is held back meanwhile, and workers leave it to this process."""
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        batches = iter(loader)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt
+    return batches
+
+
+def read_batches(
+    dataset: CutoutDataset, shares: list[np.ndarray], args: argparse.Namespace
+) -> Iterator[Batch]:
+    """Yield batches on the device; raise DatasetError where a cutout cannot be read."""
+    loader = DataLoader(
+        dataset, None, sampler=shares, num_workers=args.workers, worker_init_fn=keep_quiet
+    )
+    try:
+        for cutouts, features, labels in start_workers(loader):
+            cutouts = cutouts.to(args.device, args.dtype)
+            yield cutouts, features.to(args.device), labels.to(args.device)
+    except DatasetError as error:  # from a worker it comes with a traceback before the text
+        raise DatasetError(str(error).rpartition("DatasetError: ")[2].strip()) from error
 
 
 def augment(cutouts: torch.Tensor) -> torch.Tensor:
     """Bring each cutout, (N, 4, 64, 64), into one of its eight orientations, at random."""
     turned = torch.empty_like(cutouts)
-    choice = torch.randint(8, (len(cutouts),))
+    choice = torch.randint(8, (len(cutouts),), device=cutouts.device)
     for k in range(8):
         chosen = torch.rot90(cutouts[choice == k], k % 4, dims=(2, 3))
         turned[choice == k] = chosen.flip(3) if k >= 4 else chosen
@@ -399,141 +708,477 @@ def augment(cutouts: torch.Tensor) -> torch.Tensor:
 
 def train_epoch(
     network: nn.Module,
-    batches: Iterable[list[torch.Tensor]],
+    batches: Iterable[Batch],
     loss_function: nn.Module,
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
+    args: argparse.Namespace,
 ) -> float:
     """Train on each batch once and return the mean loss of a candidate."""
     network.train()
-    total, count = 0.0, 0
+    total = torch.zeros(2, device=args.device)  # loss, candidates
     for cutouts, features, labels in batches:
         optimizer.zero_grad(set_to_none=True)
         loss = loss_function(network(augment(cutouts), features), labels)
         loss.backward()
         optimizer.step()
         schedule.step()
-        total += loss.item() * len(labels)
-        count += len(labels)
-    return total / count
+        total += torch.stack([loss.detach() * len(labels), total.new_tensor(len(labels))])
+    loss, count = summed(total, args).tolist()
+    if not math.isfinite(loss):
+        raise DatasetError("the loss is not finite any more: try a lower --learning_rate")
+    return loss / count
 
 
 @torch.inference_mode()
-def predict(network: nn.Module, batches: Iterable[list[torch.Tensor]]) -> np.ndarray:
-    """Return the real-bogus scores of the batches' candidates, float32 (N,), in [0, 1].
-
-    They rank; they are no probabilities, because training weighs both classes the same.
-    """
+def predict(
+    network: nn.Module, dataset: CutoutDataset, rows: np.ndarray, args: argparse.Namespace
+) -> torch.Tensor:
+    """Return the logits of candidates, float32 (N,), in all processes."""
     network.eval()
-    logits = [network(cutouts, features) for cutouts, features, _ in batches]
-    return torch.sigmoid(torch.cat(logits)).numpy()
+    logits = torch.zeros(len(rows), device=args.device)
+    places = share_out(np.arange(len(rows)), args)
+    batches = read_batches(dataset, [rows[place] for place in places], args)
+    for place, (cutouts, features, _) in zip(places, progress(batches, "judging"), strict=True):
+        logits[place] = network(cutouts, features)
+    return summed(logits, args)
 
 
-def rank_scores(labels: np.ndarray, scores: np.ndarray) -> Scores:
-    """Return ROC AUC and average precision of a ranking.
+def equal_loss(labels: torch.Tensor) -> nn.BCEWithLogitsLoss:
+    """Make the loss in which both classes weigh the same, however rare one of them is."""
+    real = labels.sum()
+    return nn.BCEWithLogitsLoss(pos_weight=(len(labels) - real) / real)
 
-    Parameters
-    ----------
-    labels : numpy.ndarray
-        (N,), 1 real, 0 bogus; both occur.
-    scores : numpy.ndarray
-        (N,), higher is more likely real; equal scores count as one step of the curves.
 
-    Returns
-    -------
-    Scores
-        Area under the ROC curve by trapezoids, and the sum of precision times the step in recall
-        (the definition of scikit-learn's `average_precision_score`).
-    """
-    order = np.argsort(-scores, kind="stable")
-    ranked = scores[order]
-    last_of_step = np.append(np.flatnonzero(ranked[1:] != ranked[:-1]), len(ranked) - 1)
-    hits = np.append(0, np.cumsum(labels[order] == 1)[last_of_step])
-    chosen = np.append(0, last_of_step + 1)
-    recall, false_rate = hits / hits[-1], (chosen - hits) / (chosen[-1] - hits[-1])
-    precision = hits[1:] / chosen[1:]
-    return Scores(
-        roc_auc=float(np.trapezoid(recall, false_rate)),
-        average_precision=float(np.sum(np.diff(recall) * precision)),
+def learn(
+    network: nn.Module, dataset: CutoutDataset, args: argparse.Namespace
+) -> Iterator[dict[str, float]]:
+    """Train on the training split; yield after each epoch its figures on the validation split."""
+    rows, held_out = dataset.rows_of("train"), dataset.rows_of("validation")
+    labels = dataset.labels[held_out]
+    learner = nn.parallel.DistributedDataParallel(network) if args.processes > 1 else network
+    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=WEIGHT_DECAY)
+    leftover = len(rows) % args.batch_size  # is dropped where batch norm could not use it
+    used = len(rows) - (leftover if leftover < 2 * args.processes else 0)
+    steps = -(-used // args.batch_size)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, args.learning_rate, args.epochs * steps
     )
+    loss_function = equal_loss(dataset.labels[rows]).to(args.device)
+    for epoch in range(1, args.epochs + 1):
+        order = np.random.default_rng([args.seed, epoch]).permutation(rows)[:used]
+        batches = read_batches(dataset, share_out(order, args), args)
+        bar = progress(batches, f"epoch {epoch}", steps)
+        train_loss = train_epoch(learner, bar, loss_function, optimizer, schedule, args)
+        for values in network.buffers():  # of batch norm: all processes are to judge alike
+            values.copy_(summed(values.float(), args) / args.processes)
+        logits = predict(network, dataset, held_out, args)
+        loss = loss_function(logits, labels.to(args.device)).item()
+        ranking = sort_scores(logits.cpu().numpy())
+        roc_auc, average_precision = rank_scores(*count_steps(labels.numpy(), ranking))
+        yield {
+            "epoch": epoch,
+            "train_loss": train_loss,
+            "validation_loss": loss,
+            "roc_auc": roc_auc,
+            "average_precision": average_precision,
+        }
 
 
 def train(
-    dataset: CutoutDataset,
-    train_side: np.ndarray,
-    validation_side: np.ndarray,
-    epochs: int,
-    seed: int,
-) -> Scores:
-    """Train a network on one side, log a line an epoch, and return its scores on the other.
+    dataset: CutoutDataset, args: argparse.Namespace
+) -> tuple[nn.Module, list[dict[str, float]]]:
+    """Train a network, log each epoch, and return it as it was after the best one.
 
-    The last epoch is the one that is judged: to pick the best one by the validation jobs would
-    flatter the network on those jobs.
+    The best epoch is the one with the highest average precision on the validation split. Ctrl-C
+    after the first epoch ends the training there: the history is shorter than asked for.
     """
-    torch.manual_seed(seed)
-    shuffled = DataLoader(Subset(dataset, train_side), BATCH_SIZE, shuffle=True)
-    held_out = DataLoader(Subset(dataset, validation_side), BATCH_SIZE)
-    labels = dataset.candidates.label
-    network = RealBogusNetwork(dataset.features.shape[1])
-    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, LEARNING_RATE, epochs=epochs, steps_per_epoch=len(shuffled)
-    )
-    real = labels[train_side].sum()
-    loss_function = nn.BCEWithLogitsLoss(
-        pos_weight=torch.tensor((len(train_side) - real) / real)  # both classes weigh the same
-    )
-    for epoch in range(1, epochs + 1):
-        bar = tqdm(shuffled, f"epoch {epoch}", leave=False, unit="batch", disable=None)
-        loss = train_epoch(network, bar, loss_function, optimizer, schedule)
-        scores = rank_scores(labels[validation_side], predict(network, held_out))
-        LOG.info(
-            f"epoch {epoch:2}/{epochs}  loss {loss:.4f}  validation ROC AUC {scores.roc_auc:.4f}"
-            f"  average precision {scores.average_precision:.4f}"
-        )
-    return scores
+    torch.manual_seed(args.seed)
+    torch.backends.cudnn.deterministic = True
+    network = RealBogusNetwork().to(args.device, memory_format=torch.channels_last)
+    torch.manual_seed(args.seed + args.rank)  # each process flips in its own way
+    history: list[dict[str, float]] = []
+    best: dict[str, torch.Tensor] = {}
+    try:
+        for row in learn(network, dataset, args):
+            history.append(row)
+            if row is find_best(history):
+                best = {name: values.clone() for name, values in network.state_dict().items()}
+            LOG.info(EPOCH_LINE.format(epochs=args.epochs, **row))
+    except KeyboardInterrupt:
+        if not best or args.processes > 1:  # the others were interrupted elsewhere
+            raise
+        LOG.error(f"interrupted in epoch {len(history) + 1}; judged is what was learned before")
+    network.load_state_dict(best)
+    return network, history
 
 
-def report(candidates: Candidates, sides: Sequence[np.ndarray], scores: Scores) -> str:
-    """Return the closing lines: both sides of the split, and three rankings of the second."""
-    lines = []
-    for name, side in zip(("train", "validation"), sides, strict=True):
-        jobs, real = len(np.unique(candidates.jid[side])), int(candidates.label[side].sum())
-        lines.append(
-            f"  {name:<12} {jobs:,} jobs, {len(side):,} candidates, {real:,} real"
-            f" ({real / len(side):.1%})"
-        )
-    labels = candidates.label[sides[1]]
-    flux = candidates.features[sides[1], FEATURE_COLUMNS.index("flux")]
-    rankings = {
-        "network": scores,
-        "ranked by flux": rank_scores(labels, np.nan_to_num(flux, nan=-np.inf)),
-        "chance (base rate)": Scores(0.5, float(labels.mean())),
+def choose_epochs(count: int, batch_size: int) -> int:
+    """Return how many passes over so many candidates train a network, within limits."""
+    return min(max(MIN_EPOCHS, -(-MIN_STEPS * batch_size // count)), MAX_EPOCHS)
+
+
+def find_best(history: list[dict[str, float]]) -> dict[str, float]:
+    """Return the epoch of the highest average precision, the first of equal ones."""
+    return max(history, key=lambda row: row["average_precision"])
+
+
+def sort_scores(scores: np.ndarray) -> Ranking:
+    """Return the order of falling scores (N,), and where in it each run of equal scores ends."""
+    order = np.argsort(-scores, kind="stable")
+    ranked = scores[order]
+    return order, np.append(np.flatnonzero(ranked[1:] != ranked[:-1]), len(ranked) - 1)
+
+
+def count_steps(
+    labels: np.ndarray, ranking: Ranking, weights: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Count, at the start and at each step down a ranking, the real and all candidates so far."""
+    order, ends = ranking
+    weights = np.ones(len(labels)) if weights is None else weights
+    real = np.cumsum((weights * labels)[order])[ends]
+    return np.append(0, real), np.append(0, np.cumsum(weights[order])[ends])
+
+
+def rank_scores(real: np.ndarray, called: np.ndarray) -> tuple[float, float]:
+    """Return ROC AUC and average precision from the counts that `count_steps` gives.
+
+    Area under the ROC curve by trapezoids, and the sum of precision times the step in recall (the
+    definition of scikit-learn's `average_precision_score`).
+    """
+    recall, false_rate = real / real[-1], (called - real) / (called[-1] - real[-1])
+    precision = real[1:] / np.maximum(called[1:], 1)
+    roc_auc = np.trapezoid(recall, false_rate)
+    return float(roc_auc), float(np.sum(np.diff(recall) * precision))
+
+
+def resample(labels: np.ndarray, jobs: pd.Series, seed: int) -> Iterator[np.ndarray]:
+    """Yield how often each candidate is drawn, with replacement, in each sample of the bootstrap.
+
+    Whole jobs are drawn where there are enough of them, because candidates of one job are alike;
+    else candidates of each class.
+    """
+    rng = np.random.default_rng(seed)
+    job_of, names = pd.factorize(jobs)
+    strata = [np.flatnonzero(labels == kind) for kind in (0, 1)]
+    for _ in range(RESAMPLES):
+        weights = np.zeros(len(labels))
+        while len(names) >= MIN_JOBS and not 0 < weights @ labels < weights.sum():
+            drawn = rng.integers(len(names), size=len(names))
+            weights = np.bincount(drawn, minlength=len(names))[job_of].astype(float)
+        for rows in strata if len(names) < MIN_JOBS else ():
+            drawn = rng.integers(len(rows), size=len(rows))
+            weights[rows] = np.bincount(drawn, minlength=len(rows))
+        yield weights
+
+
+def compare_rankings(test: pd.DataFrame, seed: int) -> dict[str, dict[str, Estimate]]:
+    """Return ROC AUC and average precision of the rankings of the test candidates.
+
+    `behind` is by how much the average precision is below the network's. The intervals are at 95 %,
+    from the same resamples.
+    """
+    labels = test["label"].to_numpy()
+    rankings = [sort_scores(test[c].fillna(-np.inf).to_numpy()) for c in RANKINGS.values()]
+    weights = itertools.chain([np.ones(len(test))], resample(labels, test["jid"], seed))
+    values = np.array(
+        [[rank_scores(*count_steps(labels, ranking, w)) for ranking in rankings] for w in weights]
+    )  # the first row is not resampled
+    values = np.dstack([values, values[:, :1, 1] - values[:, :, 1]])
+    low, high = np.percentile(values[1:], CONFIDENCE, axis=0)
+    estimates = np.stack([values[0], low, high], axis=-1).tolist()
+    named = (dict(zip(FIGURES, row, strict=True)) for row in estimates)
+    return dict(zip(RANKINGS, named, strict=True))
+
+
+def regress(dataset: CutoutDataset, rows: np.ndarray) -> np.ndarray:
+    """Fit a logistic regression to the features of some rows; return the logits of all."""
+    features = torch.cat([dataset.features, torch.ones(len(dataset), 1)], dim=1).double()
+    weights = torch.zeros(features.shape[1], dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weights], max_iter=500, line_search_fn="strong_wolfe")
+    loss_function = equal_loss(dataset.labels[rows].double())
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = loss_function(features[rows] @ weights, dataset.labels[rows].double())
+        loss = loss + RIDGE * weights.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return (features @ weights).detach().numpy()
+
+
+def choose_threshold(labels: np.ndarray, scores: np.ndarray) -> float:
+    """Return the score from which on candidates are to be called real for the highest F1."""
+    order, ends = sort_scores(scores)
+    real, called = count_steps(labels, (order, ends))
+    return float(scores[order][ends][np.argmax(real[1:] / (called[1:] + real[-1]))])
+
+
+def call(labels: np.ndarray, scores: np.ndarray, threshold: float) -> dict[str, float]:
+    """Return the confusion matrix at a threshold, real being positive, and what follows from it."""
+    called = scores >= threshold
+    tn, fp, fn, tp = np.bincount(2 * labels.astype(int) + called, minlength=4).tolist()
+    precision, recall, f1 = tp / max(tp + fp, 1), tp / (tp + fn), 2 * tp / (2 * tp + fp + fn)
+    return {
+        "threshold": threshold,
+        **{"true_positives": tp, "false_negatives": fn},
+        **{"false_positives": fp, "true_negatives": tn},
+        **{"precision": precision, "recall": recall, "f1": f1},
     }
-    lines.append(f"  {'on the validation jobs':<24} ROC AUC   average precision")
-    lines += [
-        f"  {name:<24} {ranking.roc_auc:7.3f}   {ranking.average_precision:7.3f}"
-        for name, ranking in rankings.items()
-    ]
+
+
+def reach_verdict(
+    rankings: dict[str, dict[str, Estimate]], real: int, bogus: int
+) -> tuple[bool, str]:
+    """Say whether the network learned, with the interval that says so.
+
+    It did where the interval of its ROC AUC is above 0.5. That of the average precision does not
+    tell: of a ranking by chance it lies above the base rate in 13 to 31 of 100 trials.
+    """
+    if min(real, bogus) < MIN_EACH:
+        return False, f"cannot tell: {real} real and {bogus} bogus test candidates are too few"
+    network, *yardsticks = rankings
+    roc_auc = rankings[network]["roc_auc"]
+    text = f"ROC AUC {ESTIMATE.format(*roc_auc)}, where chance gives 0.5"
+    if roc_auc[1] <= 0.5:
+        return False, f"not learned: {text}"
+    best = max(yardsticks, key=lambda name: rankings[name]["average_precision"][0])
+    gain, low, high = rankings[best]["behind"]
+    better = "better" if low > 0 else "worse" if high < 0 else "neither better nor worse"
+    return True, (
+        f"learned: {text}; {better} than {best}"
+        f" (average precision {gain:+.3f}, {low:+.3f} to {high:+.3f})"
+    )
+
+
+def judge(candidates: pd.DataFrame, seed: int) -> dict:
+    """Hold the scores of the test candidates against their labels and against the yardsticks.
+
+    Parameters
+    ----------
+    candidates : pandas.DataFrame
+        With the columns `split`, `score` and `regression`.
+    seed : int
+        Seed of the bootstrap.
+
+    Returns
+    -------
+    dict
+        What metrics.json says of the splits and the network.
+    """
+    parts = {name: candidates[candidates["split"] == name] for name in SPLITS}
+    labels, scores = (parts["test"][column].to_numpy() for column in ("label", "score"))
+    threshold = choose_threshold(*(parts["validation"][c].to_numpy() for c in ("label", "score")))
+    rankings = compare_rankings(parts["test"], seed)
+    real = int(labels.sum())
+    learned, verdict = reach_verdict(rankings, real, len(labels) - real)
+    return {
+        "learned": learned,
+        "verdict": verdict,
+        "base_rate": real / len(labels),
+        "rankings": rankings,
+        "calls": call(labels, scores, threshold),
+    }
+
+
+def count_splits(candidates: pd.DataFrame) -> pd.DataFrame:
+    """Return a table of the jobs, the candidates and the real candidates of each split."""
+    groups = candidates.groupby("split", sort=False)
+    return (
+        groups.agg(jobs=("jid", "nunique"), candidates=("id", "size"), real=("label", "sum"))
+        .loc[list(SPLITS)]
+        .astype(int)
+    )
+
+
+def describe_splits(candidates: pd.DataFrame) -> str:
+    """Return the lines about the splits."""
+    counts = count_splits(candidates)
+    whole = counts["jobs"].sum() == candidates["jid"].nunique()
+    title = f"split by {'job' if whole else 'candidate'}"
+    lines = [f"  {title:<22}{'jobs':>6}{'candidates':>13}{'real':>8}"]
+    for name, jobs, count, real in counts.itertuples():
+        lines.append(f"  {name:<22}{jobs:6,}{count:13,}{real:8,} ({real / count:.1%})")
     return "\n".join(lines)
 
 
-def run(dataset_dir: Path, epochs: int, seed: int) -> str:
-    """Check the dataset, train on it, and return the report.
+def describe_results(results: dict) -> str:
+    """Return the closing lines: the rankings of the test split, the calls, the verdict."""
+    lines = [f"  {'on the test split':<22}{'ROC AUC':<26}average precision"]
+    for name, figures in results["rankings"].items():
+        roc_auc, precision, _ = (ESTIMATE.format(*figures[key]) for key in FIGURES)
+        lines.append(f"  {name:<22}{roc_auc:<26}{precision}")
+    lines += [f"  {'base rate':<22}{'0.500':<26}{results['base_rate']:.3f}"]
+    return "\n".join(lines) + CALLS.format(**results["calls"]) + f"verdict: {results['verdict']}"
+
+
+def draw_curves(axes: Sequence, test: pd.DataFrame, results: dict) -> None:
+    """Draw losses, ROC curves, precision-recall curves and histograms of the test candidates."""
+    losses, roc, precision_recall, histogram = axes
+    labels, calls = test["label"].to_numpy(), results["calls"]
+    history = pd.DataFrame(results["history"]).set_index("epoch")
+    for column, color in (("train_loss", "0.6"), ("validation_loss", "C0")):
+        losses.plot(history[column], color=color, label=column.replace("_", " "))
+    losses.axvline(results["best_epoch"], color="C0", linestyle=":", label="epoch kept")
+    for (name, column), color in zip(RANKINGS.items(), ("C0", "C1", "0.6"), strict=True):
+        scores = test[column].fillna(-np.inf).to_numpy()
+        real, called = count_steps(labels, sort_scores(scores))
+        recall, bogus = real / real[-1], (called - real) / (called - real)[-1]
+        for curve, figure, x, y in (
+            (roc, "roc_auc", bogus, recall),
+            (precision_recall, "average_precision", recall[1:], real[1:] / called[1:]),
+        ):
+            value = results["rankings"][name][figure][0]
+            curve.plot(x, y, color=color, label=f"{name}  {value:.3f}")
+    roc.plot((0, 1), (0, 1), ":", color="0.8", label="chance  0.500")
+    base_rate = results["base_rate"]
+    precision_recall.plot(
+        (0, 1), (base_rate,) * 2, ":", color="0.8", label=f"base rate  {base_rate:.3f}"
+    )
+    precision_recall.plot(calls["recall"], calls["precision"], "o", color="C0", label="threshold")
+    for label, name, color in ((0, "bogus", "0.6"), (1, "real", "C3")):
+        bins = np.linspace(0, 1, 41)
+        histogram.hist(test["score"][labels == label], bins, color=color, alpha=0.7, label=name)
+    histogram.axvline(calls["threshold"], color="C0", linestyle=":", label="threshold")
+    histogram.set_yscale("log")
+    for curve, (title, x, y) in zip(axes, CURVES, strict=True):
+        curve.set(title=title, xlabel=x, ylabel=y)
+        curve.legend(frameon=False, fontsize="small")
+
+
+def draw_sheet(
+    axes: Sequence, test: pd.DataFrame, dataset: CutoutDataset, threshold: float
+) -> None:
+    """Draw the cutouts of the most confident right and wrong calls, a row a candidate."""
+    size, kinds = CUTOUT_PX + 2, ("bogus", "real")
+    centers = (np.arange(SHEET_ROWS) + 0.5) * size
+    for axis, (label, called) in zip(axes, itertools.product((1, 0), repeat=2), strict=True):
+        group = test[(test["label"] == label) & ((test["score"] >= threshold) == called)]
+        chosen = group.sort_values("score", ascending=not called)[:SHEET_ROWS]
+        sheet = np.full((SHEET_ROWS, size, len(CHANNEL_NAMES), size), np.nan)
+        sheet[: len(chosen), 1:-1, :, 1:-1] = dataset[chosen.index][0].permute(0, 2, 1, 3)
+        axis.imshow(sheet.reshape(SHEET_ROWS * size, -1), cmap="gray", vmin=0, vmax=1)
+        axis.set_title(f"{kinds[label]}, called {kinds[called]}: {len(group):,}")
+        axis.set_xticks(centers[: len(CHANNEL_NAMES)], CHANNEL_NAMES)
+        names = [f"{row.jid}\n{row.id:g}\n{row.score:.3f}" for row in chosen.itertuples()]
+        axis.set_yticks(centers[: len(chosen)], names)
+        axis.tick_params(length=0, labelsize="small")
+        axis.spines[:].set_visible(False)
+
+
+def draw_report(dataset: CutoutDataset, results: dict) -> bytes:
+    """Draw the picture of the report; return it as PNG."""
+    from matplotlib.figure import Figure  # an optional extra
+
+    test = dataset.candidates[dataset.candidates["split"] == "test"]
+    figure = Figure(figsize=(17, 10), dpi=120, layout="constrained")
+    figure.suptitle(results["verdict"])
+    upper, lower = figure.subfigures(2, 1, height_ratios=(1, 1.2))
+    draw_curves(upper.subplots(1, 4), test, results)
+    draw_sheet(lower.subplots(1, 4), test, dataset, results["calls"]["threshold"])
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    return picture.getvalue()
+
+
+def prepare_report_dir(folder: Path) -> None:
+    """Make the folder of the report, before hours are spent on what could not be written there."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise DatasetError("--report_dir draws with matplotlib: pip install matplotlib")
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+def write_report(folder: Path, dataset: CutoutDataset, results: dict, model: dict) -> None:
+    """Write metrics.json, predictions.csv, model.pt and report.png; none is seen half-written."""
+    columns = ["jid", "id", "split", "label", "score"]
+    predictions = dataset.candidates[columns].astype({"label": int}).to_csv(index=False)
+    weights = io.BytesIO()
+    torch.save(model, weights)
+    contents = {
+        "metrics.json": (json.dumps(results, indent=2, allow_nan=False) + "\n").encode(),
+        "predictions.csv": predictions.encode(),
+        "model.pt": weights.getvalue(),
+        "report.png": draw_report(dataset, results),
+    }
+    for name, content in contents.items():
+        part = folder / f".{name}.part"
+        try:
+            part.write_bytes(content)
+            part.replace(folder / name)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def find_exit_code(results: dict, min_ap: float | None) -> int:
+    """Return the exit code of a finished training; log why it is 1."""
+    if results["interrupted"]:
+        return 130
+    precision = results["rankings"]["network"]["average_precision"][0]
+    if min_ap is None or (results["learned"] and precision >= min_ap):
+        return 0
+    LOG.error(f"--min_ap {min_ap}: average precision {precision:.3f}, {results['verdict']}")
+    return 1
+
+
+def score_all(network: nn.Module, dataset: CutoutDataset, args: argparse.Namespace) -> np.ndarray:
+    """Return the real-bogus scores of all candidates, float64 (N,), in [0, 1].
+
+    They rank; they are no probabilities, because training weighs both classes the same.
+    """
+    logits = predict(network, dataset, np.arange(len(dataset)), args)
+    return torch.sigmoid(logits.cpu().double()).numpy()
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check the dataset, train on it, judge the network, and return the exit code.
 
     Raises
     ------
     DatasetError
         The dataset is missing, damaged or cannot be learned from.
     """
-    candidates = read_candidates(dataset_dir)
-    train_side, validation_side = split_jobs(candidates, seed)
-    values = transform_features(candidates.features)
-    features = scale_features(values, fit_scaling(values[train_side]))
-    dataset = CutoutDataset(dataset_dir, candidates, features)
-    with logging_redirect_tqdm():
-        scores = train(dataset, train_side, validation_side, epochs, seed)
-    return f"{dataset_dir}\n{report(candidates, (train_side, validation_side), scores)}"
+    args.device, args.dtype = pick_device(args.device)
+    writes = args.report_dir is not None and is_leader()
+    if writes:
+        prepare_report_dir(args.report_dir)
+    dataset = examine(args)
+    candidates = dataset.candidates
+    candidates["split"] = split_candidates(candidates, args.seed)
+    print(describe_splits(candidates), flush=True)
+    rows = dataset.rows_of("train")
+    center, scale = dataset.fit_features(rows)
+    args.epochs = args.epochs or choose_epochs(len(rows), args.batch_size)
+    args.rank, args.processes = join_processes(args.device)
+    if min(args.batch_size, len(rows)) < 2 * args.processes:
+        raise DatasetError(f"{len(rows)} candidates to train on are too few for so many processes")
+    network, history = train(dataset, args)
+    candidates["score"] = score_all(network, dataset, args)
+    candidates["regression"] = regress(dataset, rows)
+    results = {
+        **judge(candidates, args.seed),
+        "splits": count_splits(candidates).to_dict("index"),
+        "interrupted": len(history) < args.epochs,
+        "best_epoch": find_best(history)["epoch"],
+        "history": history,
+        "settings": json.loads(json.dumps(vars(args), default=str)),
+        "versions": {package: version(package) for package in ("numpy", "mlcroissant", "torch")},
+    }
+    print(describe_results(results), flush=True)
+    if writes:
+        model = {
+            "weights": network.cpu().state_dict(),
+            "center": torch.from_numpy(center),
+            "scale": torch.from_numpy(scale),
+            "feature_columns": FEATURE_COLUMNS,
+            "threshold": results["calls"]["threshold"],
+            "settings": results["settings"],
+        }
+        write_report(args.report_dir, dataset, results, model)
+    return find_exit_code(results, args.min_ap)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -543,14 +1188,39 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
+    number, unset = {"type": int, "metavar": "N"}, {"default": argparse.SUPPRESS}
     add("-d", "--dataset_dir", type=Path, default="./hackathon_dataset", help="dataset to train on")
-    add("--epochs", type=int, default=EPOCHS, help="passes over the training jobs")
-    add("--seed", type=int, default=SEED, help="seed of the split, the weights and the order")
-    args = parser.parse_args(argv)
-    if args.epochs < 1:
-        parser.error("--epochs must be at least 1")
-    if not 0 <= args.seed < 2**63:
-        parser.error("--seed must be at least 0 and below 2**63")
+    add(
+        "--epochs",
+        help="passes over the training split; by default what it needs",
+        **number,
+        **unset,
+    )
+    add("--batch_size", default=BATCH_SIZE, help="candidates a step", **number)
+    add("--learning_rate", type=float, default=LEARNING_RATE, help="highest of the one-cycle rate")
+    add("--seed", default=SEED, help="seed of the split, the weights and the order", **number)
+    add("--workers", default=0, help="processes that read cutouts ahead", **number)
+    add("--device", choices=DEVICES, default="auto", help="what to compute on")
+    add(
+        "--report_dir",
+        type=Path,
+        help="folder for the figures, scores, weights and a picture",
+        **unset,
+    )
+    add("--min_ap", type=float, help="average precision below which the exit code is 1", **unset)
+    add("--max_candidates", help="take no more of them, evenly over the jobs", **number, **unset)
+    names = ("epochs", "report_dir", "min_ap", "max_candidates")
+    args = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(names)))
+    least = {"epochs": 1, "batch_size": 2, "workers": 0, "max_candidates": 1, "seed": 0}
+    for name, value in least.items():
+        if getattr(args, name) is not None and getattr(args, name) < value:
+            parser.error(f"--{name} must be at least {value}")
+    if not 0 < args.learning_rate <= 1:
+        parser.error("--learning_rate must be above 0 and no more than 1")
+    if args.seed >= 2**32:
+        parser.error("--seed must be below 2**32")
+    if args.min_ap is not None and not 0 <= args.min_ap <= 1:
+        parser.error("--min_ap must be between 0 and 1")
     return args
 
 
@@ -558,18 +1228,31 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     args = parse_args(argv)
     logging.basicConfig(format="%(levelname)s: %(message)s", force=True)
-    LOG.setLevel(logging.INFO)
+    LOG.setLevel(logging.INFO if is_leader() else logging.ERROR)
     logging.getLogger("absl").setLevel(logging.ERROR)  # what is not stated is no fault here
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a path may have letters that it cannot print
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        print(run(args.dataset_dir, args.epochs, args.seed), flush=True)
+        with redirect_stdout(sys.stdout if is_leader() else None), logging_redirect_tqdm():
+            return run(args)
     except (DatasetError, OSError) as error:
-        LOG.error(error)
+        for line in str(error).splitlines():
+            LOG.error(line)
         return 1
     except KeyboardInterrupt:
         LOG.error("interrupted")
         return 130
-    return 0
+
+
+def interrupt_again(lost: "sys.UnraisableHookArgs") -> None:
+    """Repeat a Ctrl-C that came within a destructor, where exceptions are lost."""
+    if lost.exc_type is KeyboardInterrupt:
+        threading.Timer(0.1, _thread.interrupt_main).start()
+    else:
+        sys.__unraisablehook__(lost)
 
 
 if __name__ == "__main__":
+    sys.unraisablehook = interrupt_again
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main())

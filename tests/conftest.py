@@ -1,5 +1,6 @@
 """Small job folders like RAPID's, written afresh for each test."""
 
+import argparse
 import json
 import os
 import subprocess
@@ -12,10 +13,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as test_croissant_dataset
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from astropy.io import fits
 
 import create_dataset
 import generate_croissant
+import test_croissant_dataset
 
 LIMIT_S = 40  # on every wait: many times what it takes
 STEMS = tuple(create_dataset.CHANNELS.values())
@@ -134,6 +137,15 @@ def describe(dataset: Path, *options: str) -> int:
 def description_of(dataset: Path) -> dict:
     """Return the croissant.json of a dataset."""
     return json.loads((dataset / "croissant.json").read_text(encoding="utf-8"))
+
+
+def training_args(**changes: object) -> argparse.Namespace:
+    """Return what the functions of test_croissant_dataset.py are told: one process on the CPU."""
+    args = test_croissant_dataset.parse_args([])
+    args.device, args.dtype = torch.device("cpu"), torch.float32
+    args.rank, args.processes = 0, 1
+    vars(args).update(changes)
+    return args
 
 
 def write_two_tables(job: Path, catalog: pd.DataFrame, finder_order: list[int]) -> None:

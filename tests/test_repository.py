@@ -16,7 +16,7 @@ import test_croissant_dataset as training
 
 ROOT = Path(__file__).parents[1]
 MODULES = (create_dataset, generate_croissant, training)
-OPTIONAL = {"distributed"}  # imported only where an option asks for it
+OPTIONAL = {"distributed", "matplotlib"}  # imported only where an option asks for it
 SCRIPTS = tuple(Path(module.__file__).name for module in MODULES)
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
