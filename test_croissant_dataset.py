@@ -68,6 +68,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 CHANNEL_NAMES = ("science", "reference", "difference", "score")
+PIXEL_BYTES = 4 * len(CHANNEL_NAMES)  # of a tensor: float32
 CROISSANT_NAME = "croissant.json"
 RECORD_SET = "transient_candidates"
 FEATURE_COLUMNS = tuple(
@@ -317,13 +318,18 @@ def read_cutout(
     DatasetError
         The tensor has become shorter.
     """
-    left, top = np.floor(position + 0.5).astype(int) - CUTOUT_PX // 2
-    first, last = max(left, 0), min(left + CUTOUT_PX, file.width)
-    for row in range(max(top, 0), min(top + CUTOUT_PX, file.height)):
-        line = square[row - top, first - left : last - left]
-        handle.seek(file.offset + (row * file.width + first) * square.strides[1])
-        if handle.readinto(line) != line.nbytes:
-            raise DatasetError(f"{file.path}: became shorter while it was in use")
+    left, top = (math.floor(value + 0.5) - CUTOUT_PX // 2 for value in position)
+    first, start = max(left, 0), max(top, 0)
+    end, last = max(file.height - top, 0), max(file.width - left, 0)
+    part = square[start - top : end, first - left : last]
+    offset = file.offset + (start * file.width + first) * PIXEL_BYTES
+    count = 0
+    for line in part:
+        handle.seek(offset)
+        count += handle.readinto(line)
+        offset += file.width * PIXEL_BYTES
+    if count != part.nbytes:
+        raise DatasetError(f"{file.path}: became shorter while it was in use")
 
 
 def transform_features(candidates: pd.DataFrame) -> np.ndarray:
