@@ -959,7 +959,7 @@ def reach_verdict(
         return False, f"not learned: {text}"
     best = max(yardsticks, key=lambda name: rankings[name]["average_precision"][0])
     gain, low, high = rankings[best]["behind"]
-    better = "better" if low > 0 else "worse" if high < 0 else "neither better nor worse"
+    better = "better" if low > 0 else "worse" if high < 0 else "not clearly better"
     return True, (
         f"learned: {text}; {better} than {best}"
         f" (average precision {gain:+.3f}, {low:+.3f} to {high:+.3f})"

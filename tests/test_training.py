@@ -227,7 +227,7 @@ def test_chance_is_called_learned_in_few_trials():
             [0.9, 0.8, 0.95],
             [0.1, -0.1, 0.2],
             9,
-            "neither better nor worse than logistic regression",
+            "not clearly better than logistic regression",
         ),
         ([0.9, 0.8, 0.95], [-0.1, -0.2, -0.1], 9, "; worse than logistic regression"),
         ([0.6, 0.5, 0.7], [0.1, 0.05, 0.2], 9, "not learned: ROC AUC 0.600 (0.500 to 0.700)"),

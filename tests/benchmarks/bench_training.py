@@ -25,7 +25,6 @@ Exit codes: 0 measured; 1 a command failed or the cutouts differ (stderr names i
 import argparse
 import csv
 import json
-import os
 import random
 import shutil
 import sys
@@ -33,24 +32,16 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from bench_create_dataset import (
-    SIMULATOR,
-    TESTS,
-    BenchmarkError,
-    Figures,
-    run,
-    run_benchmark,
-    table,
-)
+from bench_create_dataset import TESTS, BenchmarkError, Figures, run, run_benchmark, table
 
 ROOT = TESTS.parent
 SCRIPT = ROOT / "test_croissant_dataset.py"
 LEARNING_RATE = "0.01"  # of the textbook's SGD: the best of 0.001, 0.003, 0.01, 0.03 and 0.1
 
-# Sources of the processes that are measured. Each prints its figures as a line of JSON at its end.
+# The processes that are measured. Each prints its figures at the end, as a line of JSON.
 IMPORTS = """
 import hashlib, json, sys, time
-root, folder, count, epochs, round_number, learning_rate = sys.argv[1:]
+root, folder, count, epochs, number, learning_rate = sys.argv[1:]
 sys.path.insert(0, root)
 import test_croissant_dataset as script
 import mlcroissant as mlc
@@ -58,23 +49,16 @@ import numpy as np
 import torch
 from sklearn.metrics import average_precision_score
 from torch.utils.data import DataLoader, Dataset
-
-RECORD_SET, epochs = "transient_candidates", int(epochs)
 def read_records():
-    return mlc.Dataset(folder + "/croissant.json").records(RECORD_SET)
+    return mlc.Dataset(folder + "/croissant.json").records("transient_candidates")
 start = time.perf_counter()
 """
-ALONE = (
-    IMPORTS
-    + """
+ALONE = f"""{IMPORTS}
 for record in read_records():
     pass
-print(json.dumps({"seconds": time.perf_counter() - start}))
+print(json.dumps(time.perf_counter() - start))
 """
-)
-SETUP = (
-    IMPORTS
-    + """
+SETUP = f"""{IMPORTS}
 args = script.parse_args(["-d", folder, "--max_candidates", count, "--epochs", "1"])
 args.device, args.dtype = script.pick_device("cpu")
 args.rank, args.processes = 0, 1
@@ -83,51 +67,44 @@ candidates = dataset.candidates
 candidates["split"] = script.split_candidates(candidates, args.seed)
 rows, test_rows = dataset.rows_of("train"), dataset.rows_of("test")
 dataset.fit_features(rows)
-args.seed += int(round_number)
+args.seed += int(number)
 torch.manual_seed(args.seed)
-
+epochs = int(epochs)
+used = epochs * len(rows)
 def finish(figures, logits, batch):
-    figures["average precision"] = 100 * average_precision_score(dataset.labels[test_rows], logits)
-    tensors = (np.ascontiguousarray(tensor.numpy()) for tensor in batch)
+    figures["precision"] = 100 * average_precision_score(dataset.labels[test_rows], logits)
+    tensors = (np.ascontiguousarray(tensor) for tensor in batch)
     figures["seen"] = [hashlib.sha256(tensor).hexdigest() for tensor in tensors]
     print(json.dumps(figures))
 """
-)
-TEXTBOOK = (
-    SETUP
-    + """
-records = {(r[RECORD_SET + "/jid"].decode(), r[RECORD_SET + "/id"]): r for r in read_records()}
-
+TEXTBOOK = SETUP
+TEXTBOOK += """
+name = "transient_candidates/{}".format
+records = {(r[name("jid")].decode(), r[name("id")]): r for r in read_records()}
 class TextbookDataset(Dataset):
     def __init__(self, rows):
         keys = candidates.loc[rows, ["jid", "id"]].itertuples(index=False, name=None)
         self.records, self.features = [records[key] for key in keys], dataset.features[rows]
-
     def __len__(self):
         return len(self.records)
-
     def __getitem__(self, i):
         record = self.records[i]
-        image = np.load(
-            folder + "/" + record[RECORD_SET + "/image_filename"].decode(), mmap_mode="r"
-        )
-        top, left = (int(np.floor(record[f"{RECORD_SET}/{axis}"] + 0.5)) - 32 for axis in "yx")
+        path = folder + "/" + record[name("image_filename")].decode()
+        image = np.load(path, mmap_mode="r")
+        top, left = (int(np.floor(record[name(axis)] + 0.5)) - 32 for axis in "yx")
         y, x = max(top, 0), max(left, 0)
         inner = image[y : top + 64, x : left + 64]
         cutout = np.zeros((64, 64, 4), np.float32)
         cutout[y - top : y - top + inner.shape[0], x - left : x - left + inner.shape[1]] = inner
         cutout = torch.from_numpy(cutout).permute(2, 0, 1).contiguous()
-        return cutout, self.features[i], torch.tensor(record[RECORD_SET + "/label"]).float()
-
+        return cutout, self.features[i], torch.tensor(record[name("label")]).float()
 def train(network, epochs):
     optimizer = torch.optim.SGD(network.parameters(), lr=float(learning_rate), momentum=0.9)
-    network.train()
     for _ in range(epochs):
         for cutouts, features, labels in loader:
             optimizer.zero_grad()
             loss_function(network(cutouts, features), labels).backward()
             optimizer.step()
-
 loader = DataLoader(TextbookDataset(rows), batch_size=16, shuffle=True)
 labels = dataset.labels[rows]
 loss_function = torch.nn.BCEWithLogitsLoss(pos_weight=(1 - labels).sum() / labels.sum())
@@ -140,25 +117,20 @@ loaded = time.perf_counter()
 network = script.RealBogusNetwork()
 train(network, epochs)
 trained = time.perf_counter()
-test_loader = DataLoader(TextbookDataset(test_rows), batch_size=128)
-with torch.inference_mode():
-    network.eval()
-    logits = torch.cat([network(cutouts, features) for cutouts, features, _ in test_loader])
-used = epochs * len(rows)
 figures = {"loading": used / (loaded - start), "training": used / (trained - loaded)}
+test_loader = DataLoader(TextbookDataset(test_rows), batch_size=128)
+network.eval()
+with torch.inference_mode():
+    logits = torch.cat([network(cutouts, features) for cutouts, features, _ in test_loader])
 finish(figures, logits, next(iter(test_loader)))
 """
-)
-OURS = (
-    SETUP
-    + """
+OURS = SETUP
+OURS += """
 def read():
     order = np.random.default_rng(args.seed).permutation(rows)
     return script.read_batches(dataset, script.share_out(order, args), args)
-
 next(read())
-figures = {"to the first batch": time.perf_counter() - start}
-
+figures = {"first batch": time.perf_counter() - start}
 def timed(train_epoch):
     def call(*arguments):
         start = time.perf_counter()
@@ -166,31 +138,28 @@ def timed(train_epoch):
         seconds.append(time.perf_counter() - start)
         return loss
     return call
-
 seconds = []
 script.train_epoch = timed(script.train_epoch)
-script.find_best = lambda history: history[-1]  # judged after the last epoch, as the textbook loop
+script.find_best = lambda history: history[-1]  # judged after the last epoch, like the textbook's
 script.train(dataset, args)
 start = time.perf_counter()
 for _ in range(epochs):
     for batch in read():
         pass
-used = epochs * len(rows)
 figures["loading"] = used / (time.perf_counter() - start)
 args.epochs, fast = epochs, args.dtype
 for kind, args.dtype in (("training in float32", torch.float32), ("training", fast)):
     seconds.clear()
     network, _ = script.train(dataset, args)
     figures[kind] = used / sum(seconds)
-height, width = dataset.files[0].height, dataset.files[0].width
-figures["found"] = (
-    f"{len(dataset.files)} jobs of {height} x {width} pixels,"
-    f" {len(dataset):,} candidates, {len(rows):,} of them to train on"
-)
-figures["kind"] = f"{str(fast).removeprefix('torch.')}, batch {args.batch_size}"
+file = dataset.files[0]
+figures["head"] = [
+    f"{len(dataset.files)} jobs of {file.height} x {file.width} pixels, {len(rows):,} of"
+    f" {len(dataset):,} candidates to train on",
+    f"ours {str(fast).removeprefix('torch.')}, batch {args.batch_size}",
+]
 finish(figures, script.predict(network, dataset, test_rows, args), dataset[test_rows[:128]])
 """
-)
 SOURCES = {"textbook": TEXTBOOK, "mlcroissant alone": ALONE, "ours": OURS}
 
 
@@ -209,20 +178,14 @@ def find_dataset(args: argparse.Namespace, work_dir: Path) -> Path:
         return args.dataset_dir.resolve()
     jobs_dir, folder = work_dir / "simulated", work_dir / "dataset"
     options = "-o", jobs_dir, "-n", str(args.jobs), "-s", str(args.size)
-    run(SIMULATOR.name, sys.executable, SIMULATOR, *options)
+    run("simulation", sys.executable, TESTS / "make_mini_dataset.py", *options)
     run("dataset", sys.executable, ROOT / "create_dataset.py", "-i", jobs_dir, "-o", folder)
     shutil.rmtree(jobs_dir)
     return describe(folder)
 
 
-def read_index(dataset_dir: Path) -> list[dict[str, str]]:
-    """Read the index of a dataset as text."""
-    with (dataset_dir / "master_index.csv").open(newline="", encoding="utf-8") as handle:
-        return list(csv.DictReader(handle))
-
-
 def make_part(dataset_dir: Path, folder: Path, rows: list[dict[str, str]]) -> Path:
-    """Make a dataset of some rows of another one, with links to their tensors."""
+    """Make a dataset of some rows of another one's index, with links to their tensors."""
     (folder / "images").mkdir(parents=True)
     for name in {row["image_filename"] for row in rows}:
         (folder / name).symlink_to(dataset_dir / name)
@@ -234,72 +197,74 @@ def make_part(dataset_dir: Path, folder: Path, rows: list[dict[str, str]]) -> Pa
 
 
 def make_parts(dataset_dir: Path, work_dir: Path, count: int) -> dict[str, Path]:
-    """Make datasets of as many candidates of one job, the one with most of them, and of all."""
-    index = read_index(dataset_dir)
-    ((jid, most),) = Counter(row["jid"] for row in index).most_common(1)
-    parts = {"1 job": [row for row in index if row["jid"] == jid]}
-    parts[f"{len({row['jid'] for row in index})} jobs"] = index
-    chosen = {}
-    for name, rows in parts.items():
-        places = random.Random(0).sample(range(len(rows)), min(count, most))
-        part_dir = work_dir / name.replace(" ", "_")
-        chosen[name] = make_part(dataset_dir, part_dir, [rows[i] for i in sorted(places)])
-    return chosen
+    """Make datasets of as many candidates: of one job, the one with most of them, and of all."""
+    with (dataset_dir / "master_index.csv").open(newline="", encoding="utf-8") as handle:
+        index = list(csv.DictReader(handle))
+    jobs = Counter(row["jid"] for row in index)
+    if len(jobs) < 3:  # one for each split
+        raise BenchmarkError(f"{dataset_dir}: candidates of {len(jobs)} jobs, expected 3 or more")
+    ((jid, most),) = jobs.most_common(1)
+    parts = {}
+    for name, rows in (
+        ("1 job", [row for row in index if row["jid"] == jid]),
+        (f"{len(jobs)} jobs", index),
+    ):
+        places = sorted(random.Random(0).sample(range(len(rows)), min(count, most)))
+        parts[name] = make_part(dataset_dir, work_dir / name, [rows[i] for i in places])
+    return parts
 
 
-def measure(name: str, *arguments: str | Path) -> dict:
-    """Run one of the sources; return the figures that it prints."""
-    result = run(name, sys.executable, "-c", SOURCES[name], ROOT, *arguments, LEARNING_RATE)
-    return json.loads(result.text.splitlines()[-1])
-
-
-def make_round(args: argparse.Namespace, dataset_dir: Path, number: int) -> dict[str, dict]:
-    """Measure everything but memory once; raise BenchmarkError where the loops see different data."""
-    arguments = dataset_dir, str(args.candidates), str(args.epochs), str(number)
-    figures = {name: measure(name, *arguments) for name in SOURCES}
-    if figures["textbook"]["seen"] != figures["ours"]["seen"]:
+def make_round(args: argparse.Namespace, dataset_dir: Path, number: int) -> dict:
+    """Run the sources once and return what each printed; the loops have to see the same cutouts."""
+    options = dataset_dir, str(args.candidates), str(args.epochs), str(number), LEARNING_RATE
+    printed = {}
+    for name, source in SOURCES.items():
+        text = run(name, sys.executable, "-c", source, ROOT, *options).text
+        printed[name] = json.loads(text.splitlines()[-1])
+    if printed["textbook"]["seen"] != printed["ours"]["seen"]:
         raise BenchmarkError(f"{SCRIPT.name}: its cutouts differ from the textbook's")
-    return figures
+    return printed
 
 
-def compare(rounds: list[dict[str, dict]], key: str) -> Figures:
-    """Return the figures of both loops, and how many times the textbook's ours are."""
-    textbook, ours = ([figures[name][key] for figures in rounds] for name in ("textbook", "ours"))
-    ratios = [one / other for one, other in zip(ours, textbook, strict=True)]
-    return {"textbook": textbook, "ours": ours, "ours / textbook": ratios}
+def measure_memory(parts: dict[str, Path], rounds: int) -> Figures:
+    """Measure the peak of the whole script on each part, MB."""
+    words = sys.executable, SCRIPT, "--epochs", "1", "-d"
+    return {
+        name: [run(name, *words, folder).peak_mb for _ in range(rounds)]
+        for name, folder in parts.items()
+    }
+
+
+def with_ratio(figures: Figures) -> Figures:
+    """Add how many times the first of two figures the second one is."""
+    (one, firsts), (other, seconds) = figures.items()
+    ratios = [second / first for first, second in zip(firsts, seconds, strict=True)]
+    return figures | {f"{other} / {one}": ratios}
 
 
 def benchmark(args: argparse.Namespace, work_dir: Path) -> str:
     """Measure everything in a temporary folder; return the table."""
     dataset_dir = find_dataset(args, work_dir)
     parts = make_parts(dataset_dir, work_dir, args.candidates)
-    rounds, memory = [], {name: [] for name in parts}
-    for number in range(1, args.rounds + 1):
-        rounds.append(make_round(args, dataset_dir, number))
-        for name, folder in parts.items():
-            script = run(name, sys.executable, SCRIPT, "-d", folder, "--epochs", "1")
-            memory[name].append(script.peak_mb)
-    few, many = memory.values()
-    ratio = {" / ".join(reversed(memory)): [y / x for x, y in zip(few, many, strict=True)]}
-    training, ours = compare(rounds, "training"), [figures["ours"] for figures in rounds]
-    start = {
-        "mlcroissant alone": [figures["mlcroissant alone"]["seconds"] for figures in rounds],
-        "to the first batch": [figures["to the first batch"] for figures in ours],
-    }
-    beyond = [y - x for x, y in zip(*start.values(), strict=True)]
+    rounds = [make_round(args, dataset_dir, number) for number in range(args.rounds)]
+    alone, ours = ([printed[name] for printed in rounds] for name in ("mlcroissant alone", "ours"))
+    loading, training, precision = (
+        {name: [printed[name][key] for printed in rounds] for name in ("textbook", "ours")}
+        for key in ("loading", "training", "precision")
+    )
+    first = [printed["first batch"] for printed in ours]
+    beyond = [y - x for x, y in zip(alone, first, strict=True)]
+    float32 = {"ours in float32": [printed["training in float32"] for printed in ours]}
     sections = {
-        "loading, candidates/s": compare(rounds, "loading"),
-        "training, candidates/s": training
-        | {"ours in float32": [figures["training in float32"] for figures in ours]},
-        "average precision, %": compare(rounds, "average precision"),
-        "start, s": start | {"beyond mlcroissant": beyond},
-        "memory, MB": memory | ratio,
+        "loading, candidates/s": with_ratio(loading),
+        "training, candidates/s": with_ratio(training) | float32,
+        "average precision, %": precision,
+        "start, s": {"mlcroissant alone": alone, "to the first batch": first, "beyond it": beyond},
+        "memory, MB": with_ratio(measure_memory(parts, args.rounds)),
     }
-    head = [
-        f"{SCRIPT.name}: {ours[0]['found']}",
-        f"epochs {args.epochs}, rounds {args.rounds}, processors {len(os.sched_getaffinity(0))};"
-        f" textbook float32, batch 16; ours {ours[0]['kind']}",
-    ]
+    data, kind = ours[0]["head"]
+    counts = f"epochs {args.epochs}, rounds {args.rounds}"
+    head = f"{SCRIPT.name}: {data}", f"{counts}; textbook float32, batch 16; {kind}"
     return table(head, sections)
 
 
@@ -317,11 +282,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--work_dir", type=Path, default=tempfile.gettempdir(), help="where to put temporary files")
     args = parser.parse_args(argv)
     for name, least in {"jobs": 3, "candidates": 30, "epochs": 1, "rounds": 1}.items():
-        if getattr(args, name) < least:  # three jobs are one for each split
+        if getattr(args, name) < least:
             parser.error(f"--{name}: expected {least} or more, got {getattr(args, name)}")
     for name in ("jobs", "size"):
         if args.dataset_dir is not None and getattr(args, name) != parser.get_default(name):
-            parser.error(f"--{name}: has no effect with --dataset_dir")
+            parser.error(f"--{name} has no effect with --dataset_dir")
     if not args.work_dir.is_dir():
         parser.error(f"--work_dir: no such folder: {args.work_dir}")
     return args
