@@ -259,27 +259,8 @@ def refuse(candidates: pd.DataFrame, wrong: np.ndarray, reason: str) -> None:
     raise_problems(problems, len(rows))
 
 
-def check_labels(candidates: pd.DataFrame) -> None:
-    """Raise DatasetError where a label is not 0 or 1, or contradicts `match`."""
-    match, label = candidates["match"], candidates["label"]
-    refuse(candidates, match.isna() | (label != (match != -1)), "label {label:g}, match {match:g}")
-
-
-def check_classes(candidates: pd.DataFrame) -> None:
-    """Raise DatasetError where all candidates are real, or none is."""
-    real, total = int((candidates["label"] == 1).sum()), len(candidates)
-    if real in (0, total):
-        raise DatasetError(f"{real} of {total} candidates are real; both classes are needed")
-
-
 def open_tensor(path: Path) -> TensorFile:
-    """Read the header of a tensor.
-
-    Raises
-    ------
-    DatasetError
-        The file is missing or not as long as its header says, or is no float32 (H, W, 4).
-    """
+    """Read the header of a tensor; raise DatasetError where it is no whole float32 (H, W, 4)."""
     try:
         tensor = np.lib.format.open_memmap(path, mode="r")
     except NPY_ERRORS as error:
@@ -297,26 +278,11 @@ def open_tensor(path: Path) -> TensorFile:
 def read_cutout(
     handle: BinaryIO, file: TensorFile, position: np.ndarray, square: np.ndarray
 ) -> None:
-    """Read the square around a candidate, as far as it lies on the image.
+    """Read the square around a position, x and y, into float32 (64, 64, 4), from an open tensor.
 
-    Row by row: of a mapped tensor, each row of a large image would cost a page fault and the
-    mapping of pages around it, which takes three times as long (README, Speed).
-
-    Parameters
-    ----------
-    handle : BinaryIO
-        The tensor, unbuffered.
-    file : TensorFile
-        Its size.
-    position : numpy.ndarray
-        x and y, pixels; pixel i spans [i - 0.5, i + 0.5).
-    square : numpy.ndarray
-        float32 (64, 64, 4), whose [32, 32] becomes the nearest pixel; what is off the image stays.
-
-    Raises
-    ------
-    DatasetError
-        The tensor has become shorter.
+    Its [32, 32] becomes the nearest pixel, where pixel i spans [i - 0.5, i + 0.5); what is off the
+    image stays as it is. Read row by row: of a mapped tensor, each row of a large image would cost
+    a page fault and the mapping of pages around it, which takes three times as long.
     """
     left, top = (math.floor(value + 0.5) - CUTOUT_PX // 2 for value in position)
     first, start = max(left, 0), max(top, 0)
@@ -423,47 +389,29 @@ class CutoutDataset(Dataset):
         if np.ndim(index) == 0:
             return tuple(values[0] for values in self[[index]])
         rows = np.asarray(index)
-        squares = np.zeros((len(rows), CUTOUT_PX, CUTOUT_PX, len(CHANNEL_NAMES)), np.float32)
-        for number in np.unique(self.file_of[rows]):
-            members = np.flatnonzero(self.file_of[rows] == number)
-            self.read_cutouts(self.files[number], rows[members], [squares[i] for i in members])
+        squares = self.read_cutouts(rows)
         if not (squares.min(initial=0) >= 0 and squares.max(initial=0) <= 1):  # NaN fails both
-            self.refuse_pixels(rows[~((squares >= 0) & (squares <= 1)).all(axis=(1, 2, 3))])
+            wrong = rows[~((squares >= 0) & (squares <= 1)).all(axis=(1, 2, 3))]
+            paths = [self.files[number].path for number in np.unique(self.file_of[wrong])]
+            reason = "a pixel is not in [0, 1]; remove it and run create_dataset.py"
+            raise_problems([f"{path}: {reason}" for path in paths], len(paths))
         return torch.from_numpy(squares).permute(0, 3, 1, 2), self.features[rows], self.labels[rows]
 
-    def read_cutouts(self, file: TensorFile, rows: np.ndarray, squares: list[np.ndarray]) -> None:
-        """Read the cutouts of candidates on one tensor."""
-        with file.path.open("rb", buffering=0) as handle:
-            if hasattr(os, "posix_fadvise"):  # what lies between the cutouts is not to be read
-                os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
-            for row, square in zip(rows, squares, strict=True):
-                read_cutout(handle, file, self.positions[row], square)
-
-    def refuse_pixels(self, rows: np.ndarray) -> None:
-        """Raise DatasetError with the names of the tensors of some candidates."""
-        paths = [self.files[number].path for number in np.unique(self.file_of[rows])]
-        reason = "a pixel is not in [0, 1]; remove it and run create_dataset.py"
-        raise_problems([f"{path}: {reason}" for path in paths], len(paths))
+    def read_cutouts(self, rows: np.ndarray) -> np.ndarray:
+        """Read the cutouts of candidates, float32 (N, 64, 64, 4), tensor by tensor."""
+        squares = np.zeros((len(rows), CUTOUT_PX, CUTOUT_PX, len(CHANNEL_NAMES)), np.float32)
+        for number in np.unique(self.file_of[rows]):
+            file = self.files[number]
+            with file.path.open("rb", buffering=0) as handle:
+                if hasattr(os, "posix_fadvise"):  # what lies between the cutouts is not to be read
+                    os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+                for i in np.flatnonzero(self.file_of[rows] == number):
+                    read_cutout(handle, file, self.positions[rows[i]], squares[i])
+        return squares
 
     def __getitems__(self, indices: list[int]) -> list[Batch]:
         """Return candidates one by one, read as a batch: what a DataLoader asks for."""
         return list(zip(*self[indices], strict=True))
-
-
-def check_positions(dataset: CutoutDataset) -> None:
-    """Raise DatasetError where a candidate has no position, or one off its image."""
-    sizes = np.array([(file.width, file.height) for file in dataset.files])
-    nearest = np.floor(dataset.positions + 0.5)
-    wrong = ~((nearest >= 0) & (nearest < sizes[dataset.file_of])).all(axis=1)
-    refuse(dataset.candidates, wrong, "position ({x:g}, {y:g}) is not on its image")
-
-
-def check_cutouts(dataset: CutoutDataset) -> None:
-    """Raise DatasetError where a pixel of the cutouts, or of a part of them, is not in [0, 1]."""
-    count = len(dataset)
-    rows = np.linspace(0, count - 1, min(count, CHECKED_CUTOUTS)).astype(int)
-    for start in range(0, len(rows), BATCH_SIZE):
-        dataset[rows[start : start + BATCH_SIZE]]
 
 
 @contextmanager
@@ -481,13 +429,7 @@ def holds(claim: str, failures: list[str], go_on: bool = False) -> Iterator[None
 
 
 def examine(args: argparse.Namespace) -> CutoutDataset:
-    """Check a dataset, print what holds and what does not, and return it.
-
-    Raises
-    ------
-    DatasetError
-        Something does not hold; the text has a line for each.
-    """
+    """Print what holds of a dataset; raise DatasetError with a line for all that does not."""
     json_path = args.dataset_dir / CROISSANT_NAME
     failures: list[str] = []
     print(args.dataset_dir)
@@ -497,21 +439,35 @@ def examine(args: argparse.Namespace) -> CutoutDataset:
         check_files(description, json_path)
     with holds("mlcroissant reads every record", failures):
         candidates = read_records(description, json_path)
+    match, label = candidates["match"], candidates["label"]
     with holds("labels are 0 or 1, and 1 just where match is not -1", failures, go_on=True):
-        check_labels(candidates)
+        wrong = match.isna() | (label != (match != -1))
+        refuse(candidates, wrong, "label {label:g}, match {match:g}")
     with holds("both classes occur", failures, go_on=True):
-        check_classes(candidates)
+        real, total = (label == 1).sum(), len(label)
+        if real in (0, total):
+            raise DatasetError(f"{real} of {total} candidates are real; both classes are needed")
     with holds("tensors are in the folder, whole, and float32 (H, W, 4)", failures):
         candidates = thin(candidates, args.max_candidates, args.seed)
         dataset = CutoutDataset(args.dataset_dir, candidates)
     with holds("positions are on their image", failures):
-        check_positions(dataset)
-    read = f"{min(len(dataset), CHECKED_CUTOUTS):,} of {len(dataset):,} read"
-    with holds(f"cutouts are finite and in [0, 1] ({read})", failures, go_on=True):
-        check_cutouts(dataset)
+        nearest = np.floor(dataset.positions + 0.5)
+        sizes = np.array([(file.width, file.height) for file in dataset.files])[dataset.file_of]
+        wrong = ~((nearest >= 0) & (nearest < sizes)).all(axis=1)
+        refuse(candidates, wrong, "position ({x:g}, {y:g}) is not on its image")
+    total, checked = len(dataset), min(len(dataset), CHECKED_CUTOUTS)
+    claim = f"cutouts are finite and in [0, 1] ({checked:,} of {total:,} read)"
+    with holds(claim, failures, go_on=True):
+        for rows in batches_of(np.linspace(0, total - 1, checked).astype(int), BATCH_SIZE):
+            dataset[rows]
     if failures:
         raise DatasetError("\n".join(failures))
     return dataset
+
+
+def batches_of(rows: np.ndarray, size: int) -> list[np.ndarray]:
+    """Divide rows into batches of so many; the last may have fewer."""
+    return np.array_split(rows, range(size, len(rows), size))
 
 
 def thin(candidates: pd.DataFrame, count: int | None, seed: int) -> pd.DataFrame:
@@ -621,11 +577,6 @@ def pick_device(name: str) -> tuple[torch.device, torch.dtype]:
     """Return the device of a name, and the type that it computes convolutions fastest in.
 
     That is bfloat16 where there are instructions for it: without them it is slower than float32.
-
-    Raises
-    ------
-    DatasetError
-        There is no such device.
     """
     rank = int(os.environ.get("LOCAL_RANK", 0))
     there = {
@@ -671,8 +622,7 @@ def progress(steps: Iterable, text: str, total: int | None = None) -> Iterable:
 
 def share_out(rows: np.ndarray, args: argparse.Namespace) -> list[np.ndarray]:
     """Divide rows into batches, and return this process's share of each."""
-    starts = range(0, len(rows), args.batch_size)
-    batches = (rows[start : start + args.batch_size] for start in starts)
+    batches = batches_of(rows, args.batch_size)
     return [batch[args.rank :: args.processes] for batch in batches]
 
 
@@ -967,32 +917,18 @@ def reach_verdict(
 
 
 def judge(candidates: pd.DataFrame, seed: int) -> dict:
-    """Hold the scores of the test candidates against their labels and against the yardsticks.
-
-    Parameters
-    ----------
-    candidates : pandas.DataFrame
-        With the columns `split`, `score` and `regression`.
-    seed : int
-        Seed of the bootstrap.
-
-    Returns
-    -------
-    dict
-        What metrics.json says of the splits and the network.
-    """
-    parts = {name: candidates[candidates["split"] == name] for name in SPLITS}
-    labels, scores = (parts["test"][column].to_numpy() for column in ("label", "score"))
-    threshold = choose_threshold(*(parts["validation"][c].to_numpy() for c in ("label", "score")))
-    rankings = compare_rankings(parts["test"], seed)
-    real = int(labels.sum())
+    """Hold the columns `score` and `regression` of the test split against its labels."""
+    validation, test = (candidates[candidates["split"] == name] for name in SPLITS[1:])
+    threshold = choose_threshold(validation["label"].to_numpy(), validation["score"].to_numpy())
+    rankings = compare_rankings(test, seed)
+    labels, real = test["label"].to_numpy(), int(test["label"].sum())
     learned, verdict = reach_verdict(rankings, real, len(labels) - real)
     return {
         "learned": learned,
         "verdict": verdict,
         "base_rate": real / len(labels),
         "rankings": rankings,
-        "calls": call(labels, scores, threshold),
+        "calls": call(labels, test["score"].to_numpy(), threshold),
     }
 
 
@@ -1147,13 +1083,7 @@ def score_all(network: nn.Module, dataset: CutoutDataset, args: argparse.Namespa
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check the dataset, train on it, judge the network, and return the exit code.
-
-    Raises
-    ------
-    DatasetError
-        The dataset is missing, damaged or cannot be learned from.
-    """
+    """Check the dataset, train on it, judge the network, and return the exit code."""
     args.device, args.dtype = pick_device(args.device)
     writes = args.report_dir is not None and is_leader()
     if writes:
@@ -1199,31 +1129,21 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__.partition("\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        argument_default=argparse.SUPPRESS,  # or the help would say "default: None"
     )
-    add = parser.add_argument
-    number, unset = {"type": int, "metavar": "N"}, {"default": argparse.SUPPRESS}
+    add, number = parser.add_argument, {"type": int, "metavar": "N"}
     add("-d", "--dataset_dir", type=Path, default="./hackathon_dataset", help="dataset to train on")
-    add(
-        "--epochs",
-        help="passes over the training split; by default what it needs",
-        **number,
-        **unset,
-    )
+    add("--epochs", help="passes over the training split; by default what it needs", **number)
     add("--batch_size", default=BATCH_SIZE, help="candidates a step", **number)
     add("--learning_rate", type=float, default=LEARNING_RATE, help="highest of the one-cycle rate")
     add("--seed", default=SEED, help="seed of the split, the weights and the order", **number)
     add("--workers", default=0, help="processes that read cutouts ahead", **number)
     add("--device", choices=DEVICES, default="auto", help="what to compute on")
-    add(
-        "--report_dir",
-        type=Path,
-        help="folder for the figures, scores, weights and a picture",
-        **unset,
-    )
-    add("--min_ap", type=float, help="average precision below which the exit code is 1", **unset)
-    add("--max_candidates", help="take no more of them, evenly over the jobs", **number, **unset)
-    names = ("epochs", "report_dir", "min_ap", "max_candidates")
-    args = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(names)))
+    add("--report_dir", type=Path, help="folder for the figures, scores, weights and a picture")
+    add("--min_ap", type=float, help="average precision below which the exit code is 1")
+    add("--max_candidates", help="take no more of them, evenly over the jobs", **number)
+    unset = dict.fromkeys(("epochs", "report_dir", "min_ap", "max_candidates"))
+    args = parser.parse_args(argv, argparse.Namespace(**unset))
     least = {"epochs": 1, "batch_size": 2, "workers": 0, "max_candidates": 1, "seed": 0}
     for name, value in least.items():
         if getattr(args, name) is not None and getattr(args, name) < value:
