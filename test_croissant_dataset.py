@@ -320,13 +320,10 @@ def transform_features(candidates: pd.DataFrame) -> np.ndarray:
 
 def fit_scaling(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the median and the interquartile range of transformed features, each float64 (10,)."""
-    center, scale = np.zeros(values.shape[1]), np.ones(values.shape[1])
-    for i, column in enumerate(values.T):
-        known = column[~np.isnan(column)]
-        if known.size:
-            low, center[i], high = np.percentile(known, (25, 50, 75))
-            scale[i] = (high - low) or known.std() or 1.0
-    return center, scale
+    columns = pd.DataFrame(values)
+    low, center, high = columns.quantile((0.25, 0.5, 0.75)).to_numpy()
+    spread = np.where(high > low, high - low, columns.std(ddof=0))
+    return np.nan_to_num(center), np.where(spread > 0, spread, 1.0)
 
 
 def scale_features(values: np.ndarray, center: np.ndarray, scale: np.ndarray) -> np.ndarray:
@@ -787,7 +784,11 @@ def find_best(history: list[dict[str, float]]) -> dict[str, float]:
 
 
 def sort_scores(scores: np.ndarray) -> Ranking:
-    """Return the order of falling scores (N,), and where in it each run of equal scores ends."""
+    """Return the order of falling scores (N,), and where in it each run of equal scores ends.
+
+    NaN comes last, as one run.
+    """
+    scores = np.where(np.isnan(scores), -np.inf, scores)
     order = np.argsort(-scores, kind="stable")
     ranked = scores[order]
     return order, np.append(np.flatnonzero(ranked[1:] != ranked[:-1]), len(ranked) - 1)
@@ -822,16 +823,19 @@ def resample(labels: np.ndarray, jobs: pd.Series, seed: int) -> Iterator[np.ndar
     else candidates of each class.
     """
     rng = np.random.default_rng(seed)
-    job_of, names = pd.factorize(jobs)
-    strata = [np.flatnonzero(labels == kind) for kind in (0, 1)]
+    unit_of, names = pd.factorize(jobs)
+    strata = [np.arange(len(names))]
+    if len(names) < MIN_JOBS:
+        unit_of = np.arange(len(labels))
+        strata = [np.flatnonzero(labels == kind) for kind in (0, 1)]
+    times_drawn = np.zeros(unit_of.max() + 1)
     for _ in range(RESAMPLES):
         weights = np.zeros(len(labels))
-        while len(names) >= MIN_JOBS and not 0 < weights @ labels < weights.sum():
-            drawn = rng.integers(len(names), size=len(names))
-            weights = np.bincount(drawn, minlength=len(names))[job_of].astype(float)
-        for rows in strata if len(names) < MIN_JOBS else ():
-            drawn = rng.integers(len(rows), size=len(rows))
-            weights[rows] = np.bincount(drawn, minlength=len(rows))
+        while not 0 < weights @ labels < weights.sum():  # both classes are needed
+            for units in strata:
+                drawn = rng.integers(len(units), size=len(units))
+                times_drawn[units] = np.bincount(drawn, minlength=len(units))
+            weights = times_drawn[unit_of]
         yield weights
 
 
@@ -842,7 +846,7 @@ def compare_rankings(test: pd.DataFrame, seed: int) -> dict[str, dict[str, Estim
     from the same resamples.
     """
     labels = test["label"].to_numpy()
-    rankings = [sort_scores(test[c].fillna(-np.inf).to_numpy()) for c in RANKINGS.values()]
+    rankings = [sort_scores(test[column].to_numpy()) for column in RANKINGS.values()]
     weights = itertools.chain([np.ones(len(test))], resample(labels, test["jid"], seed))
     values = np.array(
         [[rank_scores(*count_steps(labels, ranking, w)) for ranking in rankings] for w in weights]
@@ -850,7 +854,7 @@ def compare_rankings(test: pd.DataFrame, seed: int) -> dict[str, dict[str, Estim
     values = np.dstack([values, values[:, :1, 1] - values[:, :, 1]])
     low, high = np.percentile(values[1:], CONFIDENCE, axis=0)
     estimates = np.stack([values[0], low, high], axis=-1).tolist()
-    named = (dict(zip(FIGURES, row, strict=True)) for row in estimates)
+    named = [dict(zip(FIGURES, row, strict=True)) for row in estimates]
     return dict(zip(RANKINGS, named, strict=True))
 
 
@@ -934,12 +938,8 @@ def judge(candidates: pd.DataFrame, seed: int) -> dict:
 
 def count_splits(candidates: pd.DataFrame) -> pd.DataFrame:
     """Return a table of the jobs, the candidates and the real candidates of each split."""
-    groups = candidates.groupby("split", sort=False)
-    return (
-        groups.agg(jobs=("jid", "nunique"), candidates=("id", "size"), real=("label", "sum"))
-        .loc[list(SPLITS)]
-        .astype(int)
-    )
+    columns = {"jobs": ("jid", "nunique"), "candidates": ("id", "size"), "real": ("label", "sum")}
+    return candidates.groupby("split").agg(**columns).loc[list(SPLITS)].astype(int)
 
 
 def describe_splits(candidates: pd.DataFrame) -> str:
@@ -959,7 +959,7 @@ def describe_results(results: dict) -> str:
     for name, figures in results["rankings"].items():
         roc_auc, precision, _ = (ESTIMATE.format(*figures[key]) for key in FIGURES)
         lines.append(f"  {name:<22}{roc_auc:<26}{precision}")
-    lines += [f"  {'base rate':<22}{'0.500':<26}{results['base_rate']:.3f}"]
+    lines.append(f"  {'base rate':<22}{'0.500':<26}{results['base_rate']:.3f}")
     return "\n".join(lines) + CALLS.format(**results["calls"]) + f"verdict: {results['verdict']}"
 
 
@@ -972,20 +972,15 @@ def draw_curves(axes: Sequence, test: pd.DataFrame, results: dict) -> None:
         losses.plot(history[column], color=color, label=column.replace("_", " "))
     losses.axvline(results["best_epoch"], color="C0", linestyle=":", label="epoch kept")
     for (name, column), color in zip(RANKINGS.items(), ("C0", "C1", "0.6"), strict=True):
-        scores = test[column].fillna(-np.inf).to_numpy()
-        real, called = count_steps(labels, sort_scores(scores))
+        real, called = count_steps(labels, sort_scores(test[column].to_numpy()))
         recall, bogus = real / real[-1], (called - real) / (called - real)[-1]
-        for curve, figure, x, y in (
-            (roc, "roc_auc", bogus, recall),
-            (precision_recall, "average_precision", recall[1:], real[1:] / called[1:]),
-        ):
-            value = results["rankings"][name][figure][0]
-            curve.plot(x, y, color=color, label=f"{name}  {value:.3f}")
+        (area, *_), (average, *_), _ = results["rankings"][name].values()
+        roc.plot(bogus, recall, color=color, label=f"{name}  {area:.3f}")
+        precision = real[1:] / called[1:]
+        precision_recall.plot(recall[1:], precision, color=color, label=f"{name}  {average:.3f}")
     roc.plot((0, 1), (0, 1), ":", color="0.8", label="chance  0.500")
-    base_rate = results["base_rate"]
-    precision_recall.plot(
-        (0, 1), (base_rate,) * 2, ":", color="0.8", label=f"base rate  {base_rate:.3f}"
-    )
+    base = results["base_rate"]
+    precision_recall.plot((0, 1), (base, base), ":", color="0.8", label=f"base rate  {base:.3f}")
     precision_recall.plot(calls["recall"], calls["precision"], "o", color="C0", label="threshold")
     for label, name, color in ((0, "bogus", "0.6"), (1, "real", "C3")):
         bins = np.linspace(0, 1, 41)
@@ -1041,16 +1036,29 @@ def prepare_report_dir(folder: Path) -> None:
         pass
 
 
-def write_report(folder: Path, dataset: CutoutDataset, results: dict, model: dict) -> None:
+def pack_model(network: nn.Module, scaling: tuple[np.ndarray, ...], results: dict) -> bytes:
+    """Return model.pt: the weights and what else it takes to call candidates."""
+    model = {
+        "weights": network.cpu().state_dict(),
+        "center": torch.from_numpy(scaling[0]),
+        "scale": torch.from_numpy(scaling[1]),
+        "feature_columns": FEATURE_COLUMNS,
+        "threshold": results["calls"]["threshold"],
+        "settings": results["settings"],
+    }
+    packed = io.BytesIO()
+    torch.save(model, packed)
+    return packed.getvalue()
+
+
+def write_report(folder: Path, dataset: CutoutDataset, results: dict, model: bytes) -> None:
     """Write metrics.json, predictions.csv, model.pt and report.png; none is seen half-written."""
     columns = ["jid", "id", "split", "label", "score"]
     predictions = dataset.candidates[columns].astype({"label": int}).to_csv(index=False)
-    weights = io.BytesIO()
-    torch.save(model, weights)
     contents = {
         "metrics.json": (json.dumps(results, indent=2, allow_nan=False) + "\n").encode(),
         "predictions.csv": predictions.encode(),
-        "model.pt": weights.getvalue(),
+        "model.pt": model,
         "report.png": draw_report(dataset, results),
     }
     for name, content in contents.items():
@@ -1093,7 +1101,7 @@ def run(args: argparse.Namespace) -> int:
     candidates["split"] = split_candidates(candidates, args.seed)
     print(describe_splits(candidates), flush=True)
     rows = dataset.rows_of("train")
-    center, scale = dataset.fit_features(rows)
+    scaling = dataset.fit_features(rows)
     args.epochs = args.epochs or choose_epochs(len(rows), args.batch_size)
     args.rank, args.processes = join_processes(args.device)
     if min(args.batch_size, len(rows)) < 2 * args.processes:
@@ -1112,14 +1120,7 @@ def run(args: argparse.Namespace) -> int:
     }
     print(describe_results(results), flush=True)
     if writes:
-        model = {
-            "weights": network.cpu().state_dict(),
-            "center": torch.from_numpy(center),
-            "scale": torch.from_numpy(scale),
-            "feature_columns": FEATURE_COLUMNS,
-            "threshold": results["calls"]["threshold"],
-            "settings": results["settings"],
-        }
+        model = pack_model(network, scaling, results)
         write_report(args.report_dir, dataset, results, model)
     return find_exit_code(results, args.min_ap)
 
