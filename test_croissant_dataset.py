@@ -63,6 +63,8 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import distributed, nn
+from torch.optim import LBFGS, AdamW, Optimizer
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -453,8 +455,7 @@ def examine(args: argparse.Namespace) -> CutoutDataset:
         wrong = ~((nearest >= 0) & (nearest < sizes)).all(axis=1)
         refuse(candidates, wrong, "position ({x:g}, {y:g}) is not on its image")
     total, checked = len(dataset), min(len(dataset), CHECKED_CUTOUTS)
-    claim = f"cutouts are finite and in [0, 1] ({checked:,} of {total:,} read)"
-    with holds(claim, failures, go_on=True):
+    with holds(f"cutouts are finite and in [0, 1] ({checked:,} of {total:,} read)", failures):
         for rows in batches_of(np.linspace(0, total - 1, checked).astype(int), BATCH_SIZE):
             dataset[rows]
     if failures:
@@ -474,11 +475,11 @@ def thin(candidates: pd.DataFrame, count: int | None, seed: int) -> pd.DataFrame
     return candidates.loc[np.sort(rank_in_job.index[:count])].reset_index(drop=True)
 
 
-def deal_out(units: pd.Series | pd.Index, labels: np.ndarray, seed: int) -> np.ndarray:
+def deal_out(units: pd.Series | pd.Index, labels: np.ndarray, seed: int) -> np.ndarray | None:
     """Deal units of candidates, such as jobs, out to SPLITS; return the split of each candidate.
 
     Units with both classes, with real and with bogus candidates alone are dealt out apart, in
-    random order, so that each split gets its share of each.
+    random order, so that each split gets its share of each; None where one still lacks a class.
     """
     unit_of, names = pd.factorize(units)
     sizes, real = np.bincount(unit_of), np.bincount(unit_of, weights=labels)
@@ -487,7 +488,9 @@ def deal_out(units: pd.Series | pd.Index, labels: np.ndarray, seed: int) -> np.n
     for kind in np.unique(kinds):
         members = rng.permutation(np.flatnonzero(kinds == kind))
         split[members] = np.resize(DEAL, len(members))
-    return np.array(SPLITS)[split[unit_of]]
+    parts = [labels[split[unit_of] == number] for number in range(len(SPLITS))]
+    complete = all(0 < part.sum() < len(part) for part in parts)
+    return np.array(SPLITS)[split[unit_of]] if complete else None
 
 
 def split_candidates(candidates: pd.DataFrame, seed: int) -> np.ndarray:
@@ -507,19 +510,19 @@ def split_candidates(candidates: pd.DataFrame, seed: int) -> np.ndarray:
         Fewer than three candidates are real, or are bogus.
     """
     labels = candidates["label"].to_numpy()
-    for units in (candidates["jid"], candidates.index):
-        split = deal_out(units, labels, seed)
-        if all(0 < labels[split == name].sum() < (split == name).sum() for name in SPLITS):
-            return split
-        if units is not candidates.index:
-            LOG.warning(
-                "too few jobs hold real and bogus candidates to split by job: candidates of one job"
-                " are trained on and judged, which flatters all figures; add jobs"
-            )
-    raise DatasetError(
-        f"{labels.sum():.0f} of {len(labels)} candidates are real; training, validation and test"
-        " need a real and a bogus one each: add jobs"
-    )
+    split = deal_out(candidates["jid"], labels, seed)
+    if split is None:
+        LOG.warning(
+            "too few jobs hold real and bogus candidates to split by job: candidates of one job"
+            " are trained on and judged, which flatters all figures; add jobs"
+        )
+        split = deal_out(candidates.index, labels, seed)
+    if split is None:
+        raise DatasetError(
+            f"{labels.sum():.0f} of {len(labels)} candidates are real; training, validation and"
+            " test need a real and a bogus one each: add jobs"
+        )
+    return split
 
 
 def tower(channels: int, size: int, block: int, widths: Sequence[int]) -> nn.Sequential:
@@ -576,19 +579,17 @@ def pick_device(name: str) -> tuple[torch.device, torch.dtype]:
     That is bfloat16 where there are instructions for it: without them it is slower than float32.
     """
     rank = int(os.environ.get("LOCAL_RANK", 0))
-    there = {
-        "cuda": torch.cuda.device_count() > rank,
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    name = next(n for n in there if there[n]) if name == "auto" else name
+    there = {"cuda": torch.cuda.device_count() > rank, "mps": torch.backends.mps.is_available()}
+    there["cpu"] = True
+    if name == "auto":
+        name = next(kind for kind in there if there[kind])
     if not there[name]:
         raise DatasetError(f"--device {name}: there is none here; auto takes what there is")
     if name == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         fast = name == "cpu" and getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16")
-    device = torch.device(name, rank) if name == "cuda" else torch.device(name)
+    device = torch.device(f"cuda:{rank}" if name == "cuda" else name)
     return device, torch.bfloat16 if fast else torch.float32
 
 
@@ -670,8 +671,8 @@ def train_epoch(
     network: nn.Module,
     batches: Iterable[Batch],
     loss_function: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
+    optimizer: Optimizer,
+    schedule: LRScheduler,
     args: argparse.Namespace,
 ) -> float:
     """Train on each batch once and return the mean loss of a candidate."""
@@ -717,13 +718,11 @@ def learn(
     rows, held_out = dataset.rows_of("train"), dataset.rows_of("validation")
     labels = dataset.labels[held_out]
     learner = nn.parallel.DistributedDataParallel(network) if args.processes > 1 else network
-    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=WEIGHT_DECAY)
+    optimizer = AdamW(network.parameters(), weight_decay=WEIGHT_DECAY)
     leftover = len(rows) % args.batch_size  # is dropped where batch norm could not use it
     used = len(rows) - (leftover if leftover < 2 * args.processes else 0)
-    steps = -(-used // args.batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, args.learning_rate, args.epochs * steps
-    )
+    steps = math.ceil(used / args.batch_size)
+    schedule = OneCycleLR(optimizer, args.learning_rate, args.epochs * steps)
     loss_function = equal_loss(dataset.labels[rows]).to(args.device)
     for epoch in range(1, args.epochs + 1):
         order = np.random.default_rng([args.seed, epoch]).permutation(rows)[:used]
@@ -735,7 +734,7 @@ def learn(
         logits = predict(network, dataset, held_out, args)
         loss = loss_function(logits, labels.to(args.device)).item()
         ranking = sort_scores(logits.cpu().numpy())
-        roc_auc, average_precision = rank_scores(*count_steps(labels.numpy(), ranking))
+        roc_auc, average_precision = rank_scores(labels.numpy(), ranking)
         yield {
             "epoch": epoch,
             "train_loss": train_loss,
@@ -775,7 +774,7 @@ def train(
 
 def choose_epochs(count: int, batch_size: int) -> int:
     """Return how many passes over so many candidates train a network, within limits."""
-    return min(max(MIN_EPOCHS, -(-MIN_STEPS * batch_size // count)), MAX_EPOCHS)
+    return min(max(MIN_EPOCHS, math.ceil(MIN_STEPS * batch_size / count)), MAX_EPOCHS)
 
 
 def find_best(history: list[dict[str, float]]) -> dict[str, float]:
@@ -804,12 +803,15 @@ def count_steps(
     return np.append(0, real), np.append(0, np.cumsum(weights[order])[ends])
 
 
-def rank_scores(real: np.ndarray, called: np.ndarray) -> tuple[float, float]:
-    """Return ROC AUC and average precision from the counts that `count_steps` gives.
+def rank_scores(
+    labels: np.ndarray, ranking: Ranking, weights: np.ndarray | None = None
+) -> tuple[float, float]:
+    """Return ROC AUC and average precision of a ranking.
 
     Area under the ROC curve by trapezoids, and the sum of precision times the step in recall (the
     definition of scikit-learn's `average_precision_score`).
     """
+    real, called = count_steps(labels, ranking, weights)
     recall, false_rate = real / real[-1], (called - real) / (called[-1] - real[-1])
     precision = real[1:] / np.maximum(called[1:], 1)
     roc_auc = np.trapezoid(recall, false_rate)
@@ -847,10 +849,9 @@ def compare_rankings(test: pd.DataFrame, seed: int) -> dict[str, dict[str, Estim
     """
     labels = test["label"].to_numpy()
     rankings = [sort_scores(test[column].to_numpy()) for column in RANKINGS.values()]
-    weights = itertools.chain([np.ones(len(test))], resample(labels, test["jid"], seed))
-    values = np.array(
-        [[rank_scores(*count_steps(labels, ranking, w)) for ranking in rankings] for w in weights]
-    )  # the first row is not resampled
+    as_it_is = np.ones(len(test))  # values[0] are of the test split itself, the others resampled
+    weights = itertools.chain([as_it_is], resample(labels, test["jid"], seed))
+    values = np.array([[rank_scores(labels, ranking, w) for ranking in rankings] for w in weights])
     values = np.dstack([values, values[:, :1, 1] - values[:, :, 1]])
     low, high = np.percentile(values[1:], CONFIDENCE, axis=0)
     estimates = np.stack([values[0], low, high], axis=-1).tolist()
@@ -862,7 +863,7 @@ def regress(dataset: CutoutDataset, rows: np.ndarray) -> np.ndarray:
     """Fit a logistic regression to the features of some rows; return the logits of all."""
     features = torch.cat([dataset.features, torch.ones(len(dataset), 1)], dim=1).double()
     weights = torch.zeros(features.shape[1], dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weights], max_iter=500, line_search_fn="strong_wolfe")
+    optimizer = LBFGS([weights], max_iter=500, line_search_fn="strong_wolfe")
     loss_function = equal_loss(dataset.labels[rows].double())
 
     def closure() -> torch.Tensor:
@@ -887,12 +888,15 @@ def call(labels: np.ndarray, scores: np.ndarray, threshold: float) -> dict[str, 
     """Return the confusion matrix at a threshold, real being positive, and what follows from it."""
     called = scores >= threshold
     tn, fp, fn, tp = np.bincount(2 * labels.astype(int) + called, minlength=4).tolist()
-    precision, recall, f1 = tp / max(tp + fp, 1), tp / (tp + fn), 2 * tp / (2 * tp + fp + fn)
     return {
         "threshold": threshold,
-        **{"true_positives": tp, "false_negatives": fn},
-        **{"false_positives": fp, "true_negatives": tn},
-        **{"precision": precision, "recall": recall, "f1": f1},
+        "true_positives": tp,
+        "false_negatives": fn,
+        "false_positives": fp,
+        "true_negatives": tn,
+        "precision": tp / max(tp + fp, 1),
+        "recall": tp / (tp + fn),
+        "f1": 2 * tp / (2 * tp + fp + fn),
     }
 
 
@@ -974,7 +978,7 @@ def draw_curves(axes: Sequence, test: pd.DataFrame, results: dict) -> None:
     for (name, column), color in zip(RANKINGS.items(), ("C0", "C1", "0.6"), strict=True):
         real, called = count_steps(labels, sort_scores(test[column].to_numpy()))
         recall, bogus = real / real[-1], (called - real) / (called - real)[-1]
-        (area, *_), (average, *_), _ = results["rankings"][name].values()
+        area, average, _ = (value for value, *_ in results["rankings"][name].values())
         roc.plot(bogus, recall, color=color, label=f"{name}  {area:.3f}")
         precision = real[1:] / called[1:]
         precision_recall.plot(recall[1:], precision, color=color, label=f"{name}  {average:.3f}")
@@ -1081,15 +1085,6 @@ def find_exit_code(results: dict, min_ap: float | None) -> int:
     return 1
 
 
-def score_all(network: nn.Module, dataset: CutoutDataset, args: argparse.Namespace) -> np.ndarray:
-    """Return the real-bogus scores of all candidates, float64 (N,), in [0, 1].
-
-    They rank; they are no probabilities, because training weighs both classes the same.
-    """
-    logits = predict(network, dataset, np.arange(len(dataset)), args)
-    return torch.sigmoid(logits.cpu().double()).numpy()
-
-
 def run(args: argparse.Namespace) -> int:
     """Check the dataset, train on it, judge the network, and return the exit code."""
     args.device, args.dtype = pick_device(args.device)
@@ -1107,7 +1102,9 @@ def run(args: argparse.Namespace) -> int:
     if min(args.batch_size, len(rows)) < 2 * args.processes:
         raise DatasetError(f"{len(rows)} candidates to train on are too few for so many processes")
     network, history = train(dataset, args)
-    candidates["score"] = score_all(network, dataset, args)
+    logits = predict(network, dataset, np.arange(len(dataset)), args).cpu()
+    # Scores rank; they are no probabilities, because training weighs both classes the same.
+    candidates["score"] = torch.sigmoid(logits.double()).numpy()
     candidates["regression"] = regress(dataset, rows)
     results = {
         **judge(candidates, args.seed),
