@@ -63,6 +63,8 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import distributed, nn
+from torch.optim import LBFGS, AdamW, Optimizer
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -259,27 +261,8 @@ def refuse(candidates: pd.DataFrame, wrong: np.ndarray, reason: str) -> None:
     raise_problems(problems, len(rows))
 
 
-def check_labels(candidates: pd.DataFrame) -> None:
-    """Raise DatasetError where a label is not 0 or 1, or contradicts `match`."""
-    match, label = candidates["match"], candidates["label"]
-    refuse(candidates, match.isna() | (label != (match != -1)), "label {label:g}, match {match:g}")
-
-
-def check_classes(candidates: pd.DataFrame) -> None:
-    """Raise DatasetError where all candidates are real, or none is."""
-    real, total = int((candidates["label"] == 1).sum()), len(candidates)
-    if real in (0, total):
-        raise DatasetError(f"{real} of {total} candidates are real; both classes are needed")
-
-
 def open_tensor(path: Path) -> TensorFile:
-    """Read the header of a tensor.
-
-    Raises
-    ------
-    DatasetError
-        The file is missing or not as long as its header says, or is no float32 (H, W, 4).
-    """
+    """Read the header of a tensor; raise DatasetError where it is no whole float32 (H, W, 4)."""
     try:
         tensor = np.lib.format.open_memmap(path, mode="r")
     except NPY_ERRORS as error:
@@ -297,26 +280,11 @@ def open_tensor(path: Path) -> TensorFile:
 def read_cutout(
     handle: BinaryIO, file: TensorFile, position: np.ndarray, square: np.ndarray
 ) -> None:
-    """Read the square around a candidate, as far as it lies on the image.
+    """Read the square around a position, x and y, into float32 (64, 64, 4), from an open tensor.
 
-    Row by row: of a mapped tensor, each row of a large image would cost a page fault and the
-    mapping of pages around it, which takes three times as long (README, Speed).
-
-    Parameters
-    ----------
-    handle : BinaryIO
-        The tensor, unbuffered.
-    file : TensorFile
-        Its size.
-    position : numpy.ndarray
-        x and y, pixels; pixel i spans [i - 0.5, i + 0.5).
-    square : numpy.ndarray
-        float32 (64, 64, 4), whose [32, 32] becomes the nearest pixel; what is off the image stays.
-
-    Raises
-    ------
-    DatasetError
-        The tensor has become shorter.
+    Its [32, 32] becomes the nearest pixel, where pixel i spans [i - 0.5, i + 0.5); what is off the
+    image stays as it is. Read row by row: of a mapped tensor, each row of a large image would cost
+    a page fault and the mapping of pages around it, which takes three times as long.
     """
     left, top = (math.floor(value + 0.5) - CUTOUT_PX // 2 for value in position)
     first, start = max(left, 0), max(top, 0)
@@ -354,13 +322,10 @@ def transform_features(candidates: pd.DataFrame) -> np.ndarray:
 
 def fit_scaling(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the median and the interquartile range of transformed features, each float64 (10,)."""
-    center, scale = np.zeros(values.shape[1]), np.ones(values.shape[1])
-    for i, column in enumerate(values.T):
-        known = column[~np.isnan(column)]
-        if known.size:
-            low, center[i], high = np.percentile(known, (25, 50, 75))
-            scale[i] = (high - low) or known.std() or 1.0
-    return center, scale
+    columns = pd.DataFrame(values)
+    low, center, high = columns.quantile((0.25, 0.5, 0.75)).to_numpy()
+    spread = np.where(high > low, high - low, columns.std(ddof=0))
+    return np.nan_to_num(center), np.where(spread > 0, spread, 1.0)
 
 
 def scale_features(values: np.ndarray, center: np.ndarray, scale: np.ndarray) -> np.ndarray:
@@ -423,47 +388,29 @@ class CutoutDataset(Dataset):
         if np.ndim(index) == 0:
             return tuple(values[0] for values in self[[index]])
         rows = np.asarray(index)
-        squares = np.zeros((len(rows), CUTOUT_PX, CUTOUT_PX, len(CHANNEL_NAMES)), np.float32)
-        for number in np.unique(self.file_of[rows]):
-            members = np.flatnonzero(self.file_of[rows] == number)
-            self.read_cutouts(self.files[number], rows[members], [squares[i] for i in members])
+        squares = self.read_cutouts(rows)
         if not (squares.min(initial=0) >= 0 and squares.max(initial=0) <= 1):  # NaN fails both
-            self.refuse_pixels(rows[~((squares >= 0) & (squares <= 1)).all(axis=(1, 2, 3))])
+            wrong = rows[~((squares >= 0) & (squares <= 1)).all(axis=(1, 2, 3))]
+            paths = [self.files[number].path for number in np.unique(self.file_of[wrong])]
+            reason = "a pixel is not in [0, 1]; remove it and run create_dataset.py"
+            raise_problems([f"{path}: {reason}" for path in paths], len(paths))
         return torch.from_numpy(squares).permute(0, 3, 1, 2), self.features[rows], self.labels[rows]
 
-    def read_cutouts(self, file: TensorFile, rows: np.ndarray, squares: list[np.ndarray]) -> None:
-        """Read the cutouts of candidates on one tensor."""
-        with file.path.open("rb", buffering=0) as handle:
-            if hasattr(os, "posix_fadvise"):  # what lies between the cutouts is not to be read
-                os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
-            for row, square in zip(rows, squares, strict=True):
-                read_cutout(handle, file, self.positions[row], square)
-
-    def refuse_pixels(self, rows: np.ndarray) -> None:
-        """Raise DatasetError with the names of the tensors of some candidates."""
-        paths = [self.files[number].path for number in np.unique(self.file_of[rows])]
-        reason = "a pixel is not in [0, 1]; remove it and run create_dataset.py"
-        raise_problems([f"{path}: {reason}" for path in paths], len(paths))
+    def read_cutouts(self, rows: np.ndarray) -> np.ndarray:
+        """Read the cutouts of candidates, float32 (N, 64, 64, 4), tensor by tensor."""
+        squares = np.zeros((len(rows), CUTOUT_PX, CUTOUT_PX, len(CHANNEL_NAMES)), np.float32)
+        for number in np.unique(self.file_of[rows]):
+            file = self.files[number]
+            with file.path.open("rb", buffering=0) as handle:
+                if hasattr(os, "posix_fadvise"):  # what lies between the cutouts is not to be read
+                    os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+                for i in np.flatnonzero(self.file_of[rows] == number):
+                    read_cutout(handle, file, self.positions[rows[i]], squares[i])
+        return squares
 
     def __getitems__(self, indices: list[int]) -> list[Batch]:
         """Return candidates one by one, read as a batch: what a DataLoader asks for."""
         return list(zip(*self[indices], strict=True))
-
-
-def check_positions(dataset: CutoutDataset) -> None:
-    """Raise DatasetError where a candidate has no position, or one off its image."""
-    sizes = np.array([(file.width, file.height) for file in dataset.files])
-    nearest = np.floor(dataset.positions + 0.5)
-    wrong = ~((nearest >= 0) & (nearest < sizes[dataset.file_of])).all(axis=1)
-    refuse(dataset.candidates, wrong, "position ({x:g}, {y:g}) is not on its image")
-
-
-def check_cutouts(dataset: CutoutDataset) -> None:
-    """Raise DatasetError where a pixel of the cutouts, or of a part of them, is not in [0, 1]."""
-    count = len(dataset)
-    rows = np.linspace(0, count - 1, min(count, CHECKED_CUTOUTS)).astype(int)
-    for start in range(0, len(rows), BATCH_SIZE):
-        dataset[rows[start : start + BATCH_SIZE]]
 
 
 @contextmanager
@@ -481,13 +428,7 @@ def holds(claim: str, failures: list[str], go_on: bool = False) -> Iterator[None
 
 
 def examine(args: argparse.Namespace) -> CutoutDataset:
-    """Check a dataset, print what holds and what does not, and return it.
-
-    Raises
-    ------
-    DatasetError
-        Something does not hold; the text has a line for each.
-    """
+    """Print what holds of a dataset; raise DatasetError with a line for all that does not."""
     json_path = args.dataset_dir / CROISSANT_NAME
     failures: list[str] = []
     print(args.dataset_dir)
@@ -497,21 +438,34 @@ def examine(args: argparse.Namespace) -> CutoutDataset:
         check_files(description, json_path)
     with holds("mlcroissant reads every record", failures):
         candidates = read_records(description, json_path)
+    match, label = candidates["match"], candidates["label"]
     with holds("labels are 0 or 1, and 1 just where match is not -1", failures, go_on=True):
-        check_labels(candidates)
+        wrong = match.isna() | (label != (match != -1))
+        refuse(candidates, wrong, "label {label:g}, match {match:g}")
     with holds("both classes occur", failures, go_on=True):
-        check_classes(candidates)
+        real, total = (label == 1).sum(), len(label)
+        if real in (0, total):
+            raise DatasetError(f"{real} of {total} candidates are real; both classes are needed")
     with holds("tensors are in the folder, whole, and float32 (H, W, 4)", failures):
         candidates = thin(candidates, args.max_candidates, args.seed)
         dataset = CutoutDataset(args.dataset_dir, candidates)
     with holds("positions are on their image", failures):
-        check_positions(dataset)
-    read = f"{min(len(dataset), CHECKED_CUTOUTS):,} of {len(dataset):,} read"
-    with holds(f"cutouts are finite and in [0, 1] ({read})", failures, go_on=True):
-        check_cutouts(dataset)
+        nearest = np.floor(dataset.positions + 0.5)
+        sizes = np.array([(file.width, file.height) for file in dataset.files])[dataset.file_of]
+        wrong = ~((nearest >= 0) & (nearest < sizes)).all(axis=1)
+        refuse(candidates, wrong, "position ({x:g}, {y:g}) is not on its image")
+    total, checked = len(dataset), min(len(dataset), CHECKED_CUTOUTS)
+    with holds(f"cutouts are finite and in [0, 1] ({checked:,} of {total:,} read)", failures):
+        for rows in batches_of(np.linspace(0, total - 1, checked).astype(int), BATCH_SIZE):
+            dataset[rows]
     if failures:
         raise DatasetError("\n".join(failures))
     return dataset
+
+
+def batches_of(rows: np.ndarray, size: int) -> list[np.ndarray]:
+    """Divide rows into batches of so many; the last may have fewer."""
+    return np.array_split(rows, range(size, len(rows), size))
 
 
 def thin(candidates: pd.DataFrame, count: int | None, seed: int) -> pd.DataFrame:
@@ -521,11 +475,11 @@ def thin(candidates: pd.DataFrame, count: int | None, seed: int) -> pd.DataFrame
     return candidates.loc[np.sort(rank_in_job.index[:count])].reset_index(drop=True)
 
 
-def deal_out(units: pd.Series | pd.Index, labels: np.ndarray, seed: int) -> np.ndarray:
+def deal_out(units: pd.Series | pd.Index, labels: np.ndarray, seed: int) -> np.ndarray | None:
     """Deal units of candidates, such as jobs, out to SPLITS; return the split of each candidate.
 
     Units with both classes, with real and with bogus candidates alone are dealt out apart, in
-    random order, so that each split gets its share of each.
+    random order, so that each split gets its share of each; None where one still lacks a class.
     """
     unit_of, names = pd.factorize(units)
     sizes, real = np.bincount(unit_of), np.bincount(unit_of, weights=labels)
@@ -534,7 +488,9 @@ def deal_out(units: pd.Series | pd.Index, labels: np.ndarray, seed: int) -> np.n
     for kind in np.unique(kinds):
         members = rng.permutation(np.flatnonzero(kinds == kind))
         split[members] = np.resize(DEAL, len(members))
-    return np.array(SPLITS)[split[unit_of]]
+    parts = [labels[split[unit_of] == number] for number in range(len(SPLITS))]
+    complete = all(0 < part.sum() < len(part) for part in parts)
+    return np.array(SPLITS)[split[unit_of]] if complete else None
 
 
 def split_candidates(candidates: pd.DataFrame, seed: int) -> np.ndarray:
@@ -554,19 +510,19 @@ def split_candidates(candidates: pd.DataFrame, seed: int) -> np.ndarray:
         Fewer than three candidates are real, or are bogus.
     """
     labels = candidates["label"].to_numpy()
-    for units in (candidates["jid"], candidates.index):
-        split = deal_out(units, labels, seed)
-        if all(0 < labels[split == name].sum() < (split == name).sum() for name in SPLITS):
-            return split
-        if units is not candidates.index:
-            LOG.warning(
-                "too few jobs hold real and bogus candidates to split by job: candidates of one job"
-                " are trained on and judged, which flatters all figures; add jobs"
-            )
-    raise DatasetError(
-        f"{labels.sum():.0f} of {len(labels)} candidates are real; training, validation and test"
-        " need a real and a bogus one each: add jobs"
-    )
+    split = deal_out(candidates["jid"], labels, seed)
+    if split is None:
+        LOG.warning(
+            "too few jobs hold real and bogus candidates to split by job: candidates of one job"
+            " are trained on and judged, which flatters all figures; add jobs"
+        )
+        split = deal_out(candidates.index, labels, seed)
+    if split is None:
+        raise DatasetError(
+            f"{labels.sum():.0f} of {len(labels)} candidates are real; training, validation and"
+            " test need a real and a bogus one each: add jobs"
+        )
+    return split
 
 
 def tower(channels: int, size: int, block: int, widths: Sequence[int]) -> nn.Sequential:
@@ -621,26 +577,19 @@ def pick_device(name: str) -> tuple[torch.device, torch.dtype]:
     """Return the device of a name, and the type that it computes convolutions fastest in.
 
     That is bfloat16 where there are instructions for it: without them it is slower than float32.
-
-    Raises
-    ------
-    DatasetError
-        There is no such device.
     """
     rank = int(os.environ.get("LOCAL_RANK", 0))
-    there = {
-        "cuda": torch.cuda.device_count() > rank,
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    name = next(n for n in there if there[n]) if name == "auto" else name
+    there = {"cuda": torch.cuda.device_count() > rank, "mps": torch.backends.mps.is_available()}
+    there["cpu"] = True
+    if name == "auto":
+        name = next(kind for kind in there if there[kind])
     if not there[name]:
         raise DatasetError(f"--device {name}: there is none here; auto takes what there is")
     if name == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         fast = name == "cpu" and getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16")
-    device = torch.device(name, rank) if name == "cuda" else torch.device(name)
+    device = torch.device(f"cuda:{rank}" if name == "cuda" else name)
     return device, torch.bfloat16 if fast else torch.float32
 
 
@@ -671,8 +620,7 @@ def progress(steps: Iterable, text: str, total: int | None = None) -> Iterable:
 
 def share_out(rows: np.ndarray, args: argparse.Namespace) -> list[np.ndarray]:
     """Divide rows into batches, and return this process's share of each."""
-    starts = range(0, len(rows), args.batch_size)
-    batches = (rows[start : start + args.batch_size] for start in starts)
+    batches = batches_of(rows, args.batch_size)
     return [batch[args.rank :: args.processes] for batch in batches]
 
 
@@ -723,8 +671,8 @@ def train_epoch(
     network: nn.Module,
     batches: Iterable[Batch],
     loss_function: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
+    optimizer: Optimizer,
+    schedule: LRScheduler,
     args: argparse.Namespace,
 ) -> float:
     """Train on each batch once and return the mean loss of a candidate."""
@@ -770,13 +718,11 @@ def learn(
     rows, held_out = dataset.rows_of("train"), dataset.rows_of("validation")
     labels = dataset.labels[held_out]
     learner = nn.parallel.DistributedDataParallel(network) if args.processes > 1 else network
-    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=WEIGHT_DECAY)
+    optimizer = AdamW(network.parameters(), weight_decay=WEIGHT_DECAY)
     leftover = len(rows) % args.batch_size  # is dropped where batch norm could not use it
     used = len(rows) - (leftover if leftover < 2 * args.processes else 0)
-    steps = -(-used // args.batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, args.learning_rate, args.epochs * steps
-    )
+    steps = math.ceil(used / args.batch_size)
+    schedule = OneCycleLR(optimizer, args.learning_rate, args.epochs * steps)
     loss_function = equal_loss(dataset.labels[rows]).to(args.device)
     for epoch in range(1, args.epochs + 1):
         order = np.random.default_rng([args.seed, epoch]).permutation(rows)[:used]
@@ -788,7 +734,7 @@ def learn(
         logits = predict(network, dataset, held_out, args)
         loss = loss_function(logits, labels.to(args.device)).item()
         ranking = sort_scores(logits.cpu().numpy())
-        roc_auc, average_precision = rank_scores(*count_steps(labels.numpy(), ranking))
+        roc_auc, average_precision = rank_scores(labels.numpy(), ranking)
         yield {
             "epoch": epoch,
             "train_loss": train_loss,
@@ -828,7 +774,7 @@ def train(
 
 def choose_epochs(count: int, batch_size: int) -> int:
     """Return how many passes over so many candidates train a network, within limits."""
-    return min(max(MIN_EPOCHS, -(-MIN_STEPS * batch_size // count)), MAX_EPOCHS)
+    return min(max(MIN_EPOCHS, math.ceil(MIN_STEPS * batch_size / count)), MAX_EPOCHS)
 
 
 def find_best(history: list[dict[str, float]]) -> dict[str, float]:
@@ -837,7 +783,11 @@ def find_best(history: list[dict[str, float]]) -> dict[str, float]:
 
 
 def sort_scores(scores: np.ndarray) -> Ranking:
-    """Return the order of falling scores (N,), and where in it each run of equal scores ends."""
+    """Return the order of falling scores (N,), and where in it each run of equal scores ends.
+
+    NaN comes last, as one run.
+    """
+    scores = np.where(np.isnan(scores), -np.inf, scores)
     order = np.argsort(-scores, kind="stable")
     ranked = scores[order]
     return order, np.append(np.flatnonzero(ranked[1:] != ranked[:-1]), len(ranked) - 1)
@@ -853,12 +803,15 @@ def count_steps(
     return np.append(0, real), np.append(0, np.cumsum(weights[order])[ends])
 
 
-def rank_scores(real: np.ndarray, called: np.ndarray) -> tuple[float, float]:
-    """Return ROC AUC and average precision from the counts that `count_steps` gives.
+def rank_scores(
+    labels: np.ndarray, ranking: Ranking, weights: np.ndarray | None = None
+) -> tuple[float, float]:
+    """Return ROC AUC and average precision of a ranking.
 
     Area under the ROC curve by trapezoids, and the sum of precision times the step in recall (the
     definition of scikit-learn's `average_precision_score`).
     """
+    real, called = count_steps(labels, ranking, weights)
     recall, false_rate = real / real[-1], (called - real) / (called[-1] - real[-1])
     precision = real[1:] / np.maximum(called[1:], 1)
     roc_auc = np.trapezoid(recall, false_rate)
@@ -872,16 +825,19 @@ def resample(labels: np.ndarray, jobs: pd.Series, seed: int) -> Iterator[np.ndar
     else candidates of each class.
     """
     rng = np.random.default_rng(seed)
-    job_of, names = pd.factorize(jobs)
-    strata = [np.flatnonzero(labels == kind) for kind in (0, 1)]
+    unit_of, names = pd.factorize(jobs)
+    strata = [np.arange(len(names))]
+    if len(names) < MIN_JOBS:
+        unit_of = np.arange(len(labels))
+        strata = [np.flatnonzero(labels == kind) for kind in (0, 1)]
+    times_drawn = np.zeros(unit_of.max() + 1)
     for _ in range(RESAMPLES):
         weights = np.zeros(len(labels))
-        while len(names) >= MIN_JOBS and not 0 < weights @ labels < weights.sum():
-            drawn = rng.integers(len(names), size=len(names))
-            weights = np.bincount(drawn, minlength=len(names))[job_of].astype(float)
-        for rows in strata if len(names) < MIN_JOBS else ():
-            drawn = rng.integers(len(rows), size=len(rows))
-            weights[rows] = np.bincount(drawn, minlength=len(rows))
+        while not 0 < weights @ labels < weights.sum():  # both classes are needed
+            for units in strata:
+                drawn = rng.integers(len(units), size=len(units))
+                times_drawn[units] = np.bincount(drawn, minlength=len(units))
+            weights = times_drawn[unit_of]
         yield weights
 
 
@@ -892,15 +848,14 @@ def compare_rankings(test: pd.DataFrame, seed: int) -> dict[str, dict[str, Estim
     from the same resamples.
     """
     labels = test["label"].to_numpy()
-    rankings = [sort_scores(test[c].fillna(-np.inf).to_numpy()) for c in RANKINGS.values()]
-    weights = itertools.chain([np.ones(len(test))], resample(labels, test["jid"], seed))
-    values = np.array(
-        [[rank_scores(*count_steps(labels, ranking, w)) for ranking in rankings] for w in weights]
-    )  # the first row is not resampled
+    rankings = [sort_scores(test[column].to_numpy()) for column in RANKINGS.values()]
+    as_it_is = np.ones(len(test))  # values[0] are of the test split itself, the others resampled
+    weights = itertools.chain([as_it_is], resample(labels, test["jid"], seed))
+    values = np.array([[rank_scores(labels, ranking, w) for ranking in rankings] for w in weights])
     values = np.dstack([values, values[:, :1, 1] - values[:, :, 1]])
     low, high = np.percentile(values[1:], CONFIDENCE, axis=0)
     estimates = np.stack([values[0], low, high], axis=-1).tolist()
-    named = (dict(zip(FIGURES, row, strict=True)) for row in estimates)
+    named = [dict(zip(FIGURES, row, strict=True)) for row in estimates]
     return dict(zip(RANKINGS, named, strict=True))
 
 
@@ -908,7 +863,7 @@ def regress(dataset: CutoutDataset, rows: np.ndarray) -> np.ndarray:
     """Fit a logistic regression to the features of some rows; return the logits of all."""
     features = torch.cat([dataset.features, torch.ones(len(dataset), 1)], dim=1).double()
     weights = torch.zeros(features.shape[1], dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weights], max_iter=500, line_search_fn="strong_wolfe")
+    optimizer = LBFGS([weights], max_iter=500, line_search_fn="strong_wolfe")
     loss_function = equal_loss(dataset.labels[rows].double())
 
     def closure() -> torch.Tensor:
@@ -933,12 +888,15 @@ def call(labels: np.ndarray, scores: np.ndarray, threshold: float) -> dict[str, 
     """Return the confusion matrix at a threshold, real being positive, and what follows from it."""
     called = scores >= threshold
     tn, fp, fn, tp = np.bincount(2 * labels.astype(int) + called, minlength=4).tolist()
-    precision, recall, f1 = tp / max(tp + fp, 1), tp / (tp + fn), 2 * tp / (2 * tp + fp + fn)
     return {
         "threshold": threshold,
-        **{"true_positives": tp, "false_negatives": fn},
-        **{"false_positives": fp, "true_negatives": tn},
-        **{"precision": precision, "recall": recall, "f1": f1},
+        "true_positives": tp,
+        "false_negatives": fn,
+        "false_positives": fp,
+        "true_negatives": tn,
+        "precision": tp / max(tp + fp, 1),
+        "recall": tp / (tp + fn),
+        "f1": 2 * tp / (2 * tp + fp + fn),
     }
 
 
@@ -967,43 +925,25 @@ def reach_verdict(
 
 
 def judge(candidates: pd.DataFrame, seed: int) -> dict:
-    """Hold the scores of the test candidates against their labels and against the yardsticks.
-
-    Parameters
-    ----------
-    candidates : pandas.DataFrame
-        With the columns `split`, `score` and `regression`.
-    seed : int
-        Seed of the bootstrap.
-
-    Returns
-    -------
-    dict
-        What metrics.json says of the splits and the network.
-    """
-    parts = {name: candidates[candidates["split"] == name] for name in SPLITS}
-    labels, scores = (parts["test"][column].to_numpy() for column in ("label", "score"))
-    threshold = choose_threshold(*(parts["validation"][c].to_numpy() for c in ("label", "score")))
-    rankings = compare_rankings(parts["test"], seed)
-    real = int(labels.sum())
+    """Hold the columns `score` and `regression` of the test split against its labels."""
+    validation, test = (candidates[candidates["split"] == name] for name in SPLITS[1:])
+    threshold = choose_threshold(validation["label"].to_numpy(), validation["score"].to_numpy())
+    rankings = compare_rankings(test, seed)
+    labels, real = test["label"].to_numpy(), int(test["label"].sum())
     learned, verdict = reach_verdict(rankings, real, len(labels) - real)
     return {
         "learned": learned,
         "verdict": verdict,
         "base_rate": real / len(labels),
         "rankings": rankings,
-        "calls": call(labels, scores, threshold),
+        "calls": call(labels, test["score"].to_numpy(), threshold),
     }
 
 
 def count_splits(candidates: pd.DataFrame) -> pd.DataFrame:
     """Return a table of the jobs, the candidates and the real candidates of each split."""
-    groups = candidates.groupby("split", sort=False)
-    return (
-        groups.agg(jobs=("jid", "nunique"), candidates=("id", "size"), real=("label", "sum"))
-        .loc[list(SPLITS)]
-        .astype(int)
-    )
+    columns = {"jobs": ("jid", "nunique"), "candidates": ("id", "size"), "real": ("label", "sum")}
+    return candidates.groupby("split").agg(**columns).loc[list(SPLITS)].astype(int)
 
 
 def describe_splits(candidates: pd.DataFrame) -> str:
@@ -1023,7 +963,7 @@ def describe_results(results: dict) -> str:
     for name, figures in results["rankings"].items():
         roc_auc, precision, _ = (ESTIMATE.format(*figures[key]) for key in FIGURES)
         lines.append(f"  {name:<22}{roc_auc:<26}{precision}")
-    lines += [f"  {'base rate':<22}{'0.500':<26}{results['base_rate']:.3f}"]
+    lines.append(f"  {'base rate':<22}{'0.500':<26}{results['base_rate']:.3f}")
     return "\n".join(lines) + CALLS.format(**results["calls"]) + f"verdict: {results['verdict']}"
 
 
@@ -1036,20 +976,15 @@ def draw_curves(axes: Sequence, test: pd.DataFrame, results: dict) -> None:
         losses.plot(history[column], color=color, label=column.replace("_", " "))
     losses.axvline(results["best_epoch"], color="C0", linestyle=":", label="epoch kept")
     for (name, column), color in zip(RANKINGS.items(), ("C0", "C1", "0.6"), strict=True):
-        scores = test[column].fillna(-np.inf).to_numpy()
-        real, called = count_steps(labels, sort_scores(scores))
+        real, called = count_steps(labels, sort_scores(test[column].to_numpy()))
         recall, bogus = real / real[-1], (called - real) / (called - real)[-1]
-        for curve, figure, x, y in (
-            (roc, "roc_auc", bogus, recall),
-            (precision_recall, "average_precision", recall[1:], real[1:] / called[1:]),
-        ):
-            value = results["rankings"][name][figure][0]
-            curve.plot(x, y, color=color, label=f"{name}  {value:.3f}")
+        area, average, _ = (value for value, *_ in results["rankings"][name].values())
+        roc.plot(bogus, recall, color=color, label=f"{name}  {area:.3f}")
+        precision = real[1:] / called[1:]
+        precision_recall.plot(recall[1:], precision, color=color, label=f"{name}  {average:.3f}")
     roc.plot((0, 1), (0, 1), ":", color="0.8", label="chance  0.500")
-    base_rate = results["base_rate"]
-    precision_recall.plot(
-        (0, 1), (base_rate,) * 2, ":", color="0.8", label=f"base rate  {base_rate:.3f}"
-    )
+    base = results["base_rate"]
+    precision_recall.plot((0, 1), (base, base), ":", color="0.8", label=f"base rate  {base:.3f}")
     precision_recall.plot(calls["recall"], calls["precision"], "o", color="C0", label="threshold")
     for label, name, color in ((0, "bogus", "0.6"), (1, "real", "C3")):
         bins = np.linspace(0, 1, 41)
@@ -1105,16 +1040,29 @@ def prepare_report_dir(folder: Path) -> None:
         pass
 
 
-def write_report(folder: Path, dataset: CutoutDataset, results: dict, model: dict) -> None:
+def pack_model(network: nn.Module, scaling: tuple[np.ndarray, ...], results: dict) -> bytes:
+    """Return model.pt: the weights and what else it takes to call candidates."""
+    model = {
+        "weights": network.cpu().state_dict(),
+        "center": torch.from_numpy(scaling[0]),
+        "scale": torch.from_numpy(scaling[1]),
+        "feature_columns": FEATURE_COLUMNS,
+        "threshold": results["calls"]["threshold"],
+        "settings": results["settings"],
+    }
+    packed = io.BytesIO()
+    torch.save(model, packed)
+    return packed.getvalue()
+
+
+def write_report(folder: Path, dataset: CutoutDataset, results: dict, model: bytes) -> None:
     """Write metrics.json, predictions.csv, model.pt and report.png; none is seen half-written."""
     columns = ["jid", "id", "split", "label", "score"]
     predictions = dataset.candidates[columns].astype({"label": int}).to_csv(index=False)
-    weights = io.BytesIO()
-    torch.save(model, weights)
     contents = {
         "metrics.json": (json.dumps(results, indent=2, allow_nan=False) + "\n").encode(),
         "predictions.csv": predictions.encode(),
-        "model.pt": weights.getvalue(),
+        "model.pt": model,
         "report.png": draw_report(dataset, results),
     }
     for name, content in contents.items():
@@ -1137,23 +1085,8 @@ def find_exit_code(results: dict, min_ap: float | None) -> int:
     return 1
 
 
-def score_all(network: nn.Module, dataset: CutoutDataset, args: argparse.Namespace) -> np.ndarray:
-    """Return the real-bogus scores of all candidates, float64 (N,), in [0, 1].
-
-    They rank; they are no probabilities, because training weighs both classes the same.
-    """
-    logits = predict(network, dataset, np.arange(len(dataset)), args)
-    return torch.sigmoid(logits.cpu().double()).numpy()
-
-
 def run(args: argparse.Namespace) -> int:
-    """Check the dataset, train on it, judge the network, and return the exit code.
-
-    Raises
-    ------
-    DatasetError
-        The dataset is missing, damaged or cannot be learned from.
-    """
+    """Check the dataset, train on it, judge the network, and return the exit code."""
     args.device, args.dtype = pick_device(args.device)
     writes = args.report_dir is not None and is_leader()
     if writes:
@@ -1163,13 +1096,15 @@ def run(args: argparse.Namespace) -> int:
     candidates["split"] = split_candidates(candidates, args.seed)
     print(describe_splits(candidates), flush=True)
     rows = dataset.rows_of("train")
-    center, scale = dataset.fit_features(rows)
+    scaling = dataset.fit_features(rows)
     args.epochs = args.epochs or choose_epochs(len(rows), args.batch_size)
     args.rank, args.processes = join_processes(args.device)
     if min(args.batch_size, len(rows)) < 2 * args.processes:
         raise DatasetError(f"{len(rows)} candidates to train on are too few for so many processes")
     network, history = train(dataset, args)
-    candidates["score"] = score_all(network, dataset, args)
+    logits = predict(network, dataset, np.arange(len(dataset)), args).cpu()
+    # Scores rank; they are no probabilities, because training weighs both classes the same.
+    candidates["score"] = torch.sigmoid(logits.double()).numpy()
     candidates["regression"] = regress(dataset, rows)
     results = {
         **judge(candidates, args.seed),
@@ -1182,14 +1117,7 @@ def run(args: argparse.Namespace) -> int:
     }
     print(describe_results(results), flush=True)
     if writes:
-        model = {
-            "weights": network.cpu().state_dict(),
-            "center": torch.from_numpy(center),
-            "scale": torch.from_numpy(scale),
-            "feature_columns": FEATURE_COLUMNS,
-            "threshold": results["calls"]["threshold"],
-            "settings": results["settings"],
-        }
+        model = pack_model(network, scaling, results)
         write_report(args.report_dir, dataset, results, model)
     return find_exit_code(results, args.min_ap)
 
@@ -1199,31 +1127,21 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__.partition("\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        argument_default=argparse.SUPPRESS,  # or the help would say "default: None"
     )
-    add = parser.add_argument
-    number, unset = {"type": int, "metavar": "N"}, {"default": argparse.SUPPRESS}
+    add, number = parser.add_argument, {"type": int, "metavar": "N"}
     add("-d", "--dataset_dir", type=Path, default="./hackathon_dataset", help="dataset to train on")
-    add(
-        "--epochs",
-        help="passes over the training split; by default what it needs",
-        **number,
-        **unset,
-    )
+    add("--epochs", help="passes over the training split; by default what it needs", **number)
     add("--batch_size", default=BATCH_SIZE, help="candidates a step", **number)
     add("--learning_rate", type=float, default=LEARNING_RATE, help="highest of the one-cycle rate")
     add("--seed", default=SEED, help="seed of the split, the weights and the order", **number)
     add("--workers", default=0, help="processes that read cutouts ahead", **number)
     add("--device", choices=DEVICES, default="auto", help="what to compute on")
-    add(
-        "--report_dir",
-        type=Path,
-        help="folder for the figures, scores, weights and a picture",
-        **unset,
-    )
-    add("--min_ap", type=float, help="average precision below which the exit code is 1", **unset)
-    add("--max_candidates", help="take no more of them, evenly over the jobs", **number, **unset)
-    names = ("epochs", "report_dir", "min_ap", "max_candidates")
-    args = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(names)))
+    add("--report_dir", type=Path, help="folder for the figures, scores, weights and a picture")
+    add("--min_ap", type=float, help="average precision below which the exit code is 1")
+    add("--max_candidates", help="take no more of them, evenly over the jobs", **number)
+    unset = dict.fromkeys(("epochs", "report_dir", "min_ap", "max_candidates"))
+    args = parser.parse_args(argv, argparse.Namespace(**unset))
     least = {"epochs": 1, "batch_size": 2, "workers": 0, "max_candidates": 1, "seed": 0}
     for name, value in least.items():
         if getattr(args, name) is not None and getattr(args, name) < value:

@@ -138,7 +138,7 @@ def test_a_quick_look_takes_as_many_of_each_job():
 
 
 def rank(labels: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
-    return training.rank_scores(*training.count_steps(labels, training.sort_scores(scores)))
+    return training.rank_scores(labels, training.sort_scores(scores))
 
 
 def test_scores_by_hand():
@@ -160,7 +160,7 @@ def test_scores_are_those_of_scikit_learn_also_with_weights(seed):
     weights = rng.integers(0, 3, 500).astype(float)
     ranking, finite = training.sort_scores(scores), np.maximum(scores, -99)
     for weight in (None, weights):
-        ours = training.rank_scores(*training.count_steps(labels, ranking, weight))
+        ours = training.rank_scores(labels, ranking, weight)
         expected = [
             function(labels, finite, sample_weight=weight)
             for function in (roc_auc_score, average_precision_score)
@@ -418,8 +418,6 @@ def test_a_score_does_not_depend_on_the_rest_of_its_batch(cutouts):
         training.predict(network, cutouts, rows, training_args(batch_size=size)) for size in (6, 1)
     )
     np.testing.assert_allclose(together, alone, rtol=1e-4)
-    scores = training.score_all(network, cutouts, training_args())
-    np.testing.assert_allclose(scores[:6], 1 / (1 + np.exp(-together.double().numpy())))
 
 
 def test_bfloat16_gives_about_the_same_logits_and_few_ties(cutouts):
