@@ -25,8 +25,8 @@ precision with intervals, beside what a logistic regression, flux and chance rea
     python test_croissant_dataset.py -d ./my_dataset --report_dir ./report --min_ap 0.8
     torchrun --nproc_per_node 4 test_croissant_dataset.py -d ./my_dataset
 
-Exit codes: 0 trained and judged; 1 the dataset is missing, damaged or cannot be learned from, or
-is below `--min_ap` (the reason is on stderr); 2 wrong usage; 130 interrupted by Ctrl-C.
+Exit codes: 0 trained and judged; 1 the dataset is missing, damaged or too small, or the network is
+below `--min_ap` (the reason is on stderr); 2 wrong usage; 130 interrupted by Ctrl-C.
 """
 
 import _thread
@@ -255,7 +255,7 @@ def read_candidates(dataset_dir: Path) -> pd.DataFrame:
 
 def refuse(candidates: pd.DataFrame, wrong: np.ndarray, reason: str) -> None:
     """Raise DatasetError where candidates are wrong, for a reason that is a template of columns."""
-    template = f"candidate {{id:g}} of {{jid}}: {reason}; run create_dataset.py again"
+    template = f"candidate {{id:.15g}} of {{jid}}: {reason}; run create_dataset.py again"
     rows = candidates[wrong]
     problems = [template.format(**row) for row in rows[:MAX_PROBLEMS].to_dict("records")]
     raise_problems(problems, len(rows))
@@ -325,7 +325,8 @@ def fit_scaling(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     columns = pd.DataFrame(values)
     low, center, high = columns.quantile((0.25, 0.5, 0.75)).to_numpy()
     spread = np.where(high > low, high - low, columns.std(ddof=0))
-    return np.nan_to_num(center), np.where(spread > 0, spread, 1.0)
+    constant = ~(columns.max() > columns.min())  # also where there is no value; std is not quite 0
+    return np.nan_to_num(center), np.where(constant, 1.0, spread)
 
 
 def scale_features(values: np.ndarray, center: np.ndarray, scale: np.ndarray) -> np.ndarray:
@@ -357,7 +358,8 @@ class CutoutDataset(Dataset):
     def __init__(self, dataset_dir: Path, candidates: pd.DataFrame) -> None:
         self.candidates = candidates
         self.positions = candidates[["x", "y"]].to_numpy()
-        self.features = torch.from_numpy(transform_features(candidates))
+        self.values = transform_features(candidates)
+        self.features = torch.from_numpy(self.values)
         self.labels = torch.from_numpy(candidates["label"].to_numpy(np.float32))
         self.file_of, names = pd.factorize(candidates["image_filename"])
         self.files: list[TensorFile] = []
@@ -374,9 +376,9 @@ class CutoutDataset(Dataset):
         return np.flatnonzero(self.candidates["split"] == split)
 
     def fit_features(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Scale the features as those of some rows, the training split, ask for; once."""
-        scaling = fit_scaling(self.features[rows].numpy())
-        self.features = torch.from_numpy(scale_features(self.features.numpy(), *scaling))
+        """Scale the features as those of some rows, the training split, ask for."""
+        scaling = fit_scaling(self.values[rows])
+        self.features = torch.from_numpy(scale_features(self.values, *scaling))
         return scaling
 
     def __len__(self) -> int:
@@ -418,7 +420,7 @@ def holds(claim: str, failures: list[str], go_on: bool = False) -> Iterator[None
     """Print whether what the block checks holds; end there, or go on, where it does not."""
     try:
         yield
-    except DatasetError as error:
+    except (DatasetError, OSError) as error:
         print(f"  no    {claim}", flush=True)
         failures.append(str(error))
         if not go_on:
@@ -451,8 +453,9 @@ def examine(args: argparse.Namespace) -> CutoutDataset:
         dataset = CutoutDataset(args.dataset_dir, candidates)
     with holds("positions are on their image", failures):
         nearest = np.floor(dataset.positions + 0.5)
-        sizes = np.array([(file.width, file.height) for file in dataset.files])[dataset.file_of]
-        wrong = ~((nearest >= 0) & (nearest < sizes)).all(axis=1)
+        sizes = [(file.width, file.height) for file in dataset.files]
+        ends = np.array(sizes, dtype=int).reshape(-1, 2)[dataset.file_of]
+        wrong = ~((nearest >= 0) & (nearest < ends)).all(axis=1)
         refuse(candidates, wrong, "position ({x:g}, {y:g}) is not on its image")
     total, checked = len(dataset), min(len(dataset), CHECKED_CUTOUTS)
     with holds(f"cutouts are finite and in [0, 1] ({checked:,} of {total:,} read)", failures):
@@ -579,8 +582,9 @@ def pick_device(name: str) -> tuple[torch.device, torch.dtype]:
     That is bfloat16 where there are instructions for it: without them it is slower than float32.
     """
     rank = int(os.environ.get("LOCAL_RANK", 0))
-    there = {"cuda": torch.cuda.device_count() > rank, "mps": torch.backends.mps.is_available()}
-    there["cpu"] = True
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # on this machine: all choose alike
+    there = {"cuda": torch.cuda.device_count() >= processes}
+    there |= {"mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(kind for kind in there if there[kind])
     if not there[name]:
@@ -653,8 +657,11 @@ def read_batches(
         for cutouts, features, labels in start_workers(loader):
             cutouts = cutouts.to(args.device, args.dtype)
             yield cutouts, features.to(args.device), labels.to(args.device)
-    except (DatasetError, OSError) as error:  # of a worker: with a traceback before the text
-        raise DatasetError(str(error).rpartition("Error: ")[2].strip()) from error
+    except (DatasetError, OSError) as error:
+        if args.workers == 0:
+            raise
+        *_, text = str(error).rpartition("Error: ")  # a traceback stands before it
+        raise DatasetError(text.strip()) from error
 
 
 def augment(cutouts: torch.Tensor) -> torch.Tensor:
@@ -686,8 +693,6 @@ def train_epoch(
         schedule.step()
         total += torch.stack([loss.detach() * len(labels), total.new_tensor(len(labels))])
     loss, count = summed(total, args).tolist()
-    if not math.isfinite(loss):
-        raise DatasetError("the loss is not finite any more: try a lower --learning_rate")
     return loss / count
 
 
@@ -733,6 +738,8 @@ def learn(
             values.copy_(summed(values.float(), args) / args.processes)
         logits = predict(network, dataset, held_out, args)
         loss = loss_function(logits, labels.to(args.device)).item()
+        if not math.isfinite(train_loss + loss):
+            raise DatasetError("the loss is not finite any more: try a lower --learning_rate")
         ranking = sort_scores(logits.cpu().numpy())
         roc_auc, average_precision = rank_scores(labels.numpy(), ranking)
         yield {
@@ -1010,7 +1017,7 @@ def draw_sheet(
         axis.imshow(sheet.reshape(SHEET_ROWS * size, -1), cmap="gray", vmin=0, vmax=1)
         axis.set_title(f"{kinds[label]}, called {kinds[called]}: {len(group):,}")
         axis.set_xticks(centers[: len(CHANNEL_NAMES)], CHANNEL_NAMES)
-        names = [f"{row.jid}\n{row.id:g}\n{row.score:.3f}" for row in chosen.itertuples()]
+        names = [f"{row.jid}\n{row.id:.15g}\n{row.score:.3f}" for row in chosen.itertuples()]
         axis.set_yticks(centers[: len(chosen)], names)
         axis.tick_params(length=0, labelsize="small")
         axis.spines[:].set_visible(False)
@@ -1100,7 +1107,10 @@ def run(args: argparse.Namespace) -> int:
     args.epochs = args.epochs or choose_epochs(len(rows), args.batch_size)
     args.rank, args.processes = join_processes(args.device)
     if min(args.batch_size, len(rows)) < 2 * args.processes:
-        raise DatasetError(f"{len(rows)} candidates to train on are too few for so many processes")
+        raise DatasetError(
+            f"{args.processes} processes need two candidates each in a batch: --batch_size is"
+            f" {args.batch_size}, and {len(rows)} are trained on"
+        )
     network, history = train(dataset, args)
     logits = predict(network, dataset, np.arange(len(dataset)), args).cpu()
     # Scores rank; they are no probabilities, because training weighs both classes the same.

@@ -79,10 +79,21 @@ def test_scaling_is_median_and_interquartile_range_and_ignores_what_is_missing()
     assert scaled.dtype == np.float32
 
 
-def test_scaling_survives_a_column_without_values():
-    values = np.full((3, 1), np.nan)
-    scaled = training.scale_features(values, *training.fit_scaling(values))
-    assert scaled.tolist() == [[0], [0], [0]]
+def test_scaling_survives_columns_without_values_or_of_one_value():
+    """The standard deviation of a thousand times 0.1 is not quite 0, and was divided by."""
+    values = np.full((1000, 2), (np.nan, 0.1))
+    center, scale = training.fit_scaling(values)
+    assert (center.tolist(), scale.tolist()) == ([0, 0.1], [1, 1])
+    assert not training.scale_features(values, center, scale).any()
+
+
+def test_features_can_be_fitted_again(described):
+    candidates = training.read_candidates(described)
+    once, twice = (training.CutoutDataset(described, candidates) for _ in range(2))
+    once.fit_features(np.arange(9))
+    twice.fit_features(np.arange(30))
+    twice.fit_features(np.arange(9))
+    assert torch.equal(once.features, twice.features)
 
 
 @pytest.mark.parametrize("seed", range(20))

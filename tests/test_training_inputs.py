@@ -48,6 +48,13 @@ def edit_cell(dataset: Path, column: str, value: object) -> None:
     edit_file(dataset, sha256=hashlib.sha256(csv_path.read_bytes()).hexdigest())
 
 
+def empty_index(dataset: Path) -> None:
+    """Leave the header of the index alone, which generate_croissant.py would refuse."""
+    csv_path = dataset / "master_index.csv"
+    pd.read_csv(csv_path)[:0].to_csv(csv_path, index=False)
+    edit_file(dataset, sha256=hashlib.sha256(csv_path.read_bytes()).hexdigest())
+
+
 def edit_index(dataset: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
     """Change the index and describe the dataset again."""
     csv_path = dataset / "master_index.csv"
@@ -152,6 +159,7 @@ DAMAGES = {
         lambda d: edit_index(d, lambda index: index.assign(label=1, match=5.0)),
         *(CLASSES, "48 of 48 candidates are real; both classes are needed"),
     ),
+    "no candidate": (empty_index, CLASSES, "0 of 0 candidates are real; both classes are needed"),
     "one candidate": (
         lambda d: edit_index(d, lambda index: index[:1]),
         *(CLASSES, "0 of 1 candidates are real; both classes are needed"),

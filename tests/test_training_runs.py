@@ -453,4 +453,5 @@ def test_a_failure_of_all_processes_is_exit_code_1(tmp_path):
 def test_too_many_processes(described, capsys, monkeypatch):
     monkeypatch.setattr(training, "join_processes", lambda device: (0, 100))
     assert run(described) == 1
-    assert "24 candidates to train on are too few for so many processes" in capsys.readouterr().err
+    message = "100 processes need two candidates each in a batch: --batch_size is 128, and 24 are"
+    assert message in capsys.readouterr().err
