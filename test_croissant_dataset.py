@@ -32,7 +32,7 @@ below `--min_ap` (the reason is on stderr); 2 wrong usage; 130 interrupted by Ct
 import _thread
 import argparse
 import hashlib
-import importlib.util
+import importlib
 import io
 import itertools
 import json
@@ -42,8 +42,10 @@ import os
 import signal
 import sys
 import tempfile
+import textwrap
 import threading
 import tokenize
+import warnings
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -54,9 +56,9 @@ from typing import BinaryIO
 
 if __name__ == "__main__":  # Ctrl-C within the imports, which take seconds
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
-# A thread that waits for another is to sleep, not to spin: on a machine shared with other programs,
-# spinning takes the processor from the thread that is waited for. Only heeded before torch loads.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# A thread that waits for another is to spin for a moment only and then to sleep: beside another
+# program it would take the processor from the thread it waits for. Only heeded before torch loads.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import mlcroissant as mlc
 import numpy as np
@@ -77,11 +79,13 @@ FEATURE_COLUMNS = tuple(
     "sharpness roundness1 roundness2 npix peak flux mag daofind_mag flags".split()
 )
 LOG_COLUMNS = ("peak", "flux")  # span five decades and both signs: a signed logarithm
+LARGEST = 1e30  # of a feature: squares of larger ones overflow
 FEATURE_LIMIT = 8.0  # scaled features are clipped here, in interquartile ranges
 CUTOUT_PX = 64  # side of a cutout; the candidate's nearest pixel is at [32, 32]
 INNER_PX = 16  # side of its middle, which the network sees at full resolution
 CHECKED_CUTOUTS = 4000  # read before training: half a second; the others as they are trained on
 SPLITS = ("train", "validation", "test")
+BOTH = 2  # kind of a job with both classes; of others, their label
 DEAL = (0, 1, 2, 0, 0)  # splits that jobs are dealt out to in turn: 60, 20 and 20 %
 BATCH_SIZE = 128  # candidates a step
 LEARNING_RATE = 2e-3  # highest rate of the one-cycle schedule
@@ -95,8 +99,10 @@ MIN_JOBS = 10  # test jobs from which on jobs are resampled, not candidates
 MIN_EACH = 5  # real and bogus test candidates, without which there is no verdict
 SHEET_ROWS = 4  # candidates of each kind on the picture
 SEED = 20260
+MAX_WORKERS = 256
 DEVICES = ("auto", "cuda", "mps", "cpu")
 MAX_PROBLEMS = 20  # named of each kind, the others are counted
+MAX_MESSAGE = 300  # letters of another library's message
 EPOCH_LINE = (
     "epoch {epoch:2}/{epochs}  loss {train_loss:.4f}  validation loss {validation_loss:.4f}"
     "  ROC AUC {roc_auc:.4f}  average precision {average_precision:.4f}"
@@ -122,7 +128,8 @@ CURVES = (  # title and axes of the report's upper row
     ("Real-bogus scores, test split", "score", "candidates"),
 )
 # What numpy raises on a damaged .npy header.
-NPY_ERRORS = (OSError, ValueError, OverflowError, SyntaxError, tokenize.TokenError)
+NPY_ERRORS = (OSError, ValueError, TypeError, OverflowError, MemoryError, SyntaxError)
+NPY_ERRORS += (tokenize.TokenError,)
 # What mlcroissant and its parsers raise on a damaged description: its own errors and Python's.
 MLCROISSANT_ERRORS = (mlc.ValidationError, mlc.GenerationError, ValueError, LookupError, TypeError)
 MLCROISSANT_ERRORS += (AttributeError, AssertionError, RecursionError)
@@ -148,8 +155,8 @@ class TensorFile:
 
 
 def one_line(error: Exception) -> str:
-    """Return the type and the text of an error on one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    """Return the type and the begin of the text of an error on one line."""
+    return textwrap.shorten(f"{type(error).__name__}: {error}", MAX_MESSAGE, placeholder=" ...")
 
 
 def raise_problems(problems: Sequence[str], count: int) -> None:
@@ -197,10 +204,22 @@ def load_description(json_path: Path) -> mlc.Dataset:
 
 
 def check_files(dataset: mlc.Dataset, json_path: Path) -> None:
-    """Raise DatasetError where a described file is outside the folder, gone, or was changed."""
-    for node in dataset.metadata.distribution:
-        if not isinstance(node, mlc.FileObject):
-            continue
+    """Raise DatasetError where a described file is outside the folder, gone, or was changed.
+
+    An archive would be unpacked into a cache outside the folder, and a file set has no checksum:
+    candidates are read from neither.
+    """
+    files = [node for node in dataset.metadata.distribution if isinstance(node, mlc.FileObject)]
+    known = {node.id for node in files if not node.contained_in}
+    sources = {
+        field.source.uuid
+        for records in dataset.metadata.record_sets
+        if records.id == RECORD_SET
+        for field in records.fields
+    }
+    if not sources <= known:
+        raise DatasetError(f"{json_path}: {RECORD_SET} is not read from a file in its folder")
+    for node in files:
         path = inside(json_path.parent, str(node.content_url))
         if not path.is_file():
             raise DatasetError(f"{path}: no such file, but {json_path} describes it")
@@ -263,8 +282,11 @@ def refuse(candidates: pd.DataFrame, wrong: np.ndarray, reason: str) -> None:
 
 def open_tensor(path: Path) -> TensorFile:
     """Read the header of a tensor; raise DatasetError where it is no whole float32 (H, W, 4)."""
+    if not path.is_file():
+        raise DatasetError(f"{path}: not a readable tensor: there is no such file")
     try:
-        tensor = np.lib.format.open_memmap(path, mode="r")
+        with np.errstate(over="ignore"):  # of a shape that cannot be
+            tensor = np.lib.format.open_memmap(path, mode="r")
     except NPY_ERRORS as error:
         raise DatasetError(f"{path}: not a readable tensor: {one_line(error)}") from error
     is_image = tensor.shape[2:] == (len(CHANNEL_NAMES),) and tensor.flags.c_contiguous
@@ -314,7 +336,7 @@ def transform_features(candidates: pd.DataFrame) -> np.ndarray:
         float64 (N, 10), NaN is no value; the last column is 1 where `mag` has none.
     """
     values = candidates[list(FEATURE_COLUMNS)].astype(float)
-    values = values.where(np.isfinite(values))
+    values = values.where(np.isfinite(values)).clip(-LARGEST, LARGEST)
     for name in LOG_COLUMNS:
         values[name] = np.sign(values[name]) * np.log1p(values[name].abs())
     return values.assign(no_mag=values["mag"].isna()).to_numpy(float)
@@ -436,7 +458,7 @@ def examine(args: argparse.Namespace) -> CutoutDataset:
     print(args.dataset_dir)
     with holds("croissant.json is valid Croissant", failures):
         description = load_description(json_path)
-    with holds("the files it describes are in the folder and unchanged (SHA-256)", failures):
+    with holds("the index is in the folder and as described (SHA-256)", failures):
         check_files(description, json_path)
     with holds("mlcroissant reads every record", failures):
         candidates = read_records(description, json_path)
@@ -448,8 +470,11 @@ def examine(args: argparse.Namespace) -> CutoutDataset:
         real, total = (label == 1).sum(), len(label)
         if real in (0, total):
             raise DatasetError(f"{real} of {total} candidates are real; both classes are needed")
+    with holds("candidates occur once, and have their job's tensor", failures, go_on=True):
+        refuse(candidates, candidates.duplicated(["jid", "id"]) & candidates["id"].notna(), "twice")
+        named = "images/" + candidates["jid"] + ".npy"
+        refuse(candidates, candidates["image_filename"] != named, "image is {image_filename}")
     with holds("tensors are in the folder, whole, and float32 (H, W, 4)", failures):
-        candidates = thin(candidates, args.max_candidates, args.seed)
         dataset = CutoutDataset(args.dataset_dir, candidates)
     with holds("positions are on their image", failures):
         nearest = np.floor(dataset.positions + 0.5)
@@ -457,6 +482,8 @@ def examine(args: argparse.Namespace) -> CutoutDataset:
         ends = np.array(sizes, dtype=int).reshape(-1, 2)[dataset.file_of]
         wrong = ~((nearest >= 0) & (nearest < ends)).all(axis=1)
         refuse(candidates, wrong, "position ({x:g}, {y:g}) is not on its image")
+    if args.max_candidates is not None:
+        dataset = CutoutDataset(args.dataset_dir, thin(candidates, args.max_candidates, args.seed))
     total, checked = len(dataset), min(len(dataset), CHECKED_CUTOUTS)
     with holds(f"cutouts are finite and in [0, 1] ({checked:,} of {total:,} read)", failures):
         for rows in batches_of(np.linspace(0, total - 1, checked).astype(int), BATCH_SIZE):
@@ -471,7 +498,7 @@ def batches_of(rows: np.ndarray, size: int) -> list[np.ndarray]:
     return np.array_split(rows, range(size, len(rows), size))
 
 
-def thin(candidates: pd.DataFrame, count: int | None, seed: int) -> pd.DataFrame:
+def thin(candidates: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
     """Keep no more than so many candidates, at random, as many of each job as it has."""
     shuffled = candidates.sample(frac=1, random_state=seed)
     rank_in_job = shuffled.groupby("jid").cumcount().sort_values(kind="stable")
@@ -482,18 +509,24 @@ def deal_out(units: pd.Series | pd.Index, labels: np.ndarray, seed: int) -> np.n
     """Deal units of candidates, such as jobs, out to SPLITS; return the split of each candidate.
 
     Units with both classes, with real and with bogus candidates alone are dealt out apart, in
-    random order, so that each split gets its share of each; None where one still lacks a class.
+    random order, so that each split gets its share of each. Where one lacks a class then, those of
+    one class are dealt out after those of both; None where that does not help either.
     """
     unit_of, names = pd.factorize(units)
     sizes, real = np.bincount(unit_of), np.bincount(unit_of, weights=labels)
-    kinds = (real > 0) + 2 * (real < sizes)
-    rng, split = np.random.default_rng(seed), np.empty(len(names), dtype=int)
-    for kind in np.unique(kinds):
-        members = rng.permutation(np.flatnonzero(kinds == kind))
-        split[members] = np.resize(DEAL, len(members))
-    parts = [labels[split[unit_of] == number] for number in range(len(SPLITS))]
-    complete = all(0 < part.sum() < len(part) for part in parts)
-    return np.array(SPLITS)[split[unit_of]] if complete else None
+    kinds = np.where(real == 0, 0, np.where(real == sizes, 1, BOTH))
+    order = np.random.default_rng(seed).permutation(len(names))
+    order = order[np.argsort(-kinds[order], kind="stable")]
+    split = np.empty(len(names), dtype=int)
+    for joined in (BOTH, 1, 0):
+        groups = np.where(kinds == joined, BOTH, kinds)[order]
+        for group in np.unique(groups):
+            members = order[groups == group]
+            split[members] = np.resize(DEAL, len(members))
+        parts = [labels[split[unit_of] == number] for number in range(len(SPLITS))]
+        if all(0 < part.sum() < len(part) for part in parts):
+            return np.array(SPLITS)[split[unit_of]]
+    return None
 
 
 def split_candidates(candidates: pd.DataFrame, seed: int) -> np.ndarray:
@@ -517,13 +550,13 @@ def split_candidates(candidates: pd.DataFrame, seed: int) -> np.ndarray:
     if split is None:
         LOG.warning(
             "too few jobs hold real and bogus candidates to split by job: candidates of one job"
-            " are trained on and judged, which flatters all figures; add jobs"
+            " are trained on and judged, which flatters; add jobs or raise --max_candidates"
         )
         split = deal_out(candidates.index, labels, seed)
     if split is None:
         raise DatasetError(
             f"{labels.sum():.0f} of {len(labels)} candidates are real; training, validation and"
-            " test need a real and a bogus one each: add jobs"
+            " test need a real and a bogus one each: add jobs or raise --max_candidates"
         )
     return split
 
@@ -619,7 +652,8 @@ def join_processes(device: torch.device) -> tuple[int, int]:
 
 def progress(steps: Iterable, text: str, total: int | None = None) -> Iterable:
     """Show a progress bar on a terminal."""
-    return tqdm(steps, text, total, leave=False, disable=None if is_leader() else True)
+    shown = is_leader() and sys.stderr is not None
+    return tqdm(steps, text, total, leave=False, disable=None if shown else True)
 
 
 def share_out(rows: np.ndarray, args: argparse.Namespace) -> list[np.ndarray]:
@@ -650,6 +684,7 @@ def read_batches(
     dataset: CutoutDataset, shares: list[np.ndarray], args: argparse.Namespace
 ) -> Iterator[Batch]:
     """Yield batches on the device; raise DatasetError where a cutout cannot be read."""
+    warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
     loader = DataLoader(
         dataset, None, sampler=shares, num_workers=args.workers, worker_init_fn=keep_quiet
     )
@@ -657,7 +692,7 @@ def read_batches(
         for cutouts, features, labels in start_workers(loader):
             cutouts = cutouts.to(args.device, args.dtype)
             yield cutouts, features.to(args.device), labels.to(args.device)
-    except (DatasetError, OSError) as error:
+    except (DatasetError, OSError, RuntimeError) as error:
         if args.workers == 0:
             raise
         *_, text = str(error).rpartition("Error: ")  # a traceback stands before it
@@ -980,7 +1015,7 @@ def draw_curves(axes: Sequence, test: pd.DataFrame, results: dict) -> None:
     labels, calls = test["label"].to_numpy(), results["calls"]
     history = pd.DataFrame(results["history"]).set_index("epoch")
     for column, color in (("train_loss", "0.6"), ("validation_loss", "C0")):
-        losses.plot(history[column], color=color, label=column.replace("_", " "))
+        losses.plot(history[column], ".-", color=color, label=column.replace("_", " "))
     losses.axvline(results["best_epoch"], color="C0", linestyle=":", label="epoch kept")
     for (name, column), color in zip(RANKINGS.items(), ("C0", "C1", "0.6"), strict=True):
         real, called = count_steps(labels, sort_scores(test[column].to_numpy()))
@@ -1018,7 +1053,7 @@ def draw_sheet(
         axis.set_title(f"{kinds[label]}, called {kinds[called]}: {len(group):,}")
         axis.set_xticks(centers[: len(CHANNEL_NAMES)], CHANNEL_NAMES)
         names = [f"{row.jid}\n{row.id:.15g}\n{row.score:.3f}" for row in chosen.itertuples()]
-        axis.set_yticks(centers[: len(chosen)], names)
+        axis.set_yticks(centers[: len(chosen)], names, parse_math=False)
         axis.tick_params(length=0, labelsize="small")
         axis.spines[:].set_visible(False)
 
@@ -1040,8 +1075,10 @@ def draw_report(dataset: CutoutDataset, results: dict) -> bytes:
 
 def prepare_report_dir(folder: Path) -> None:
     """Make the folder of the report, before hours are spent on what could not be written there."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise DatasetError("--report_dir draws with matplotlib: pip install matplotlib")
+    try:
+        importlib.import_module("matplotlib.figure")
+    except ImportError as error:
+        raise DatasetError("--report_dir draws with matplotlib: pip install matplotlib") from error
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):
         pass
@@ -1072,12 +1109,16 @@ def write_report(folder: Path, dataset: CutoutDataset, results: dict, model: byt
         "model.pt": model,
         "report.png": draw_report(dataset, results),
     }
-    for name, content in contents.items():
-        part = folder / f".{name}.part"
-        try:
+    parts = {folder / f".{name}.part": folder / name for name in contents}
+    try:
+        for part, content in zip(parts, contents.values(), strict=True):
             part.write_bytes(content)
-            part.replace(folder / name)
-        finally:
+        for part, path in parts.items():
+            part.replace(path)
+    except OSError as error:
+        raise DatasetError(f"{folder}: the report cannot be written: {error}") from error
+    finally:
+        for part in parts:
             part.unlink(missing_ok=True)
 
 
@@ -1158,6 +1199,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
             parser.error(f"--{name} must be at least {value}")
     if not 0 < args.learning_rate <= 1:
         parser.error("--learning_rate must be above 0 and no more than 1")
+    if args.workers > MAX_WORKERS:
+        parser.error(f"--workers must be no more than {MAX_WORKERS}")
     if args.seed >= 2**32:
         parser.error("--seed must be below 2**32")
     if args.min_ap is not None and not 0 <= args.min_ap <= 1:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as test_croissant_dataset.py does, and why
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as test_croissant_dataset.py does, and why
 
 import numpy as np
 import pandas as pd

@@ -114,6 +114,18 @@ def test_jobs_of_one_class_are_split_too():
     assert sorted(split) == ["test"] * 4 + ["train"] * 4 + ["validation"] * 4
 
 
+@pytest.mark.parametrize(
+    "labels", [("0001", "0001", "11", *["000"] * 3), ("0001", "1", "1", *["000"] * 4)]
+)
+@pytest.mark.parametrize("seed", range(9))
+def test_jobs_of_one_class_fill_up_what_those_of_both_leave(labels, seed, caplog):
+    candidates = make_candidates({f"jid{n}": [*map(int, text)] for n, text in enumerate(labels)})
+    split = training.split_candidates(candidates, seed)
+    assert candidates.groupby("jid")["label"].size().size == len(labels)
+    assert candidates.groupby(split)["jid"].nunique().sum() == len(labels)
+    assert caplog.text == ""
+
+
 def test_split_depends_on_the_seed_alone():
     candidates = make_candidates({f"jid{n}": [0, 1] for n in range(12)})
     splits = [tuple(training.split_candidates(candidates, seed)) for seed in (1, 1, 2)]
@@ -145,7 +157,7 @@ def test_a_quick_look_takes_as_many_of_each_job():
     assert few["id"].is_monotonic_increasing
     assert few.index.tolist() == list(range(45))
     assert few["id"].max() > 90  # at random, not the first of each
-    pd.testing.assert_frame_equal(training.thin(candidates, None, seed=1), candidates)
+    pd.testing.assert_frame_equal(training.thin(candidates, 999, seed=1), candidates)
 
 
 def rank(labels: np.ndarray, scores: np.ndarray) -> tuple[float, float]:

@@ -1,6 +1,5 @@
 """test_croissant_dataset.py: whole runs, their report, and how they end."""
 
-import importlib.util
 import json
 import os
 import re
@@ -73,22 +72,22 @@ def test_a_run_prints_checks_splits_rankings_calls_and_a_verdict(described, caps
     ]
     lines = captured.out.splitlines()
     assert lines[0] == str(described)
-    assert [line[:8] for line in lines[1:9]] == ["  yes   "] * 8
-    assert lines[8].endswith("(48 of 48 read)")
-    assert lines[9:13] == [
+    assert [line[:8] for line in lines[1:10]] == ["  yes   "] * 9
+    assert lines[9].endswith("(48 of 48 read)")
+    assert lines[10:14] == [
         "  split by job            jobs   candidates    real",
         "  train                      2           24       6 (25.0%)",
         "  validation                 1           12       3 (25.0%)",
         "  test                       1           12       3 (25.0%)",
     ]
-    names = [line[2:23].strip() for line in lines[13:18]]
+    names = [line[2:23].strip() for line in lines[14:19]]
     assert names == ["on the test split", "network", "logistic regression", *names[3:]]
     assert names[3:] == ["ranked by flux", "base rate"]
-    assert lines[17].split() == ["base", "rate", "0.500", "0.250"]
-    assert lines[18].startswith("  called real from score 0.")
-    called = [int(cell) for line in lines[21:23] for cell in line.split()[1:]]
+    assert lines[18].split() == ["base", "rate", "0.500", "0.250"]
+    assert lines[19].startswith("  called real from score 0.")
+    called = [int(cell) for line in lines[22:24] for cell in line.split()[1:]]
     assert (sum(called[:2]), sum(called[2:])) == (3, 9)
-    assert lines[23:] == ["verdict: cannot tell: 3 real and 9 bogus test candidates are too few"]
+    assert lines[24:] == ["verdict: cannot tell: 3 real and 9 bogus test candidates are too few"]
 
 
 def test_two_runs_give_the_same_bytes_and_another_seed_others(described, tmp_path, capsys):
@@ -257,10 +256,7 @@ def test_a_full_disk_leaves_no_half_written_report(described, capsys, tmp_path, 
 
 
 def test_matplotlib_missing_is_said_before_training(described, capsys, tmp_path, monkeypatch):
-    find_spec = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find_spec(name)
-    )
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert run(described, "--report_dir", str(tmp_path / "report")) == 1
     captured = capsys.readouterr()
     assert captured.err == "ERROR: --report_dir draws with matplotlib: pip install matplotlib\n"
@@ -297,6 +293,7 @@ def test_a_loss_that_is_not_finite(described, capsys, monkeypatch):
         (("--epochs", "0"), "--epochs must be at least 1"),
         (("--batch_size", "1"), "--batch_size must be at least 2"),
         (("--workers", "-1"), "--workers must be at least 0"),
+        (("--workers", "9999999999"), "--workers must be no more than 256"),
         (("--max_candidates", "0"), "--max_candidates must be at least 1"),
         (("--learning_rate", "0"), "--learning_rate must be above 0"),
         (("--learning_rate", "nan"), "--learning_rate must be above 0"),
