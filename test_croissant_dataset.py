@@ -48,6 +48,7 @@ import tokenize
 import warnings
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -56,10 +57,6 @@ from typing import BinaryIO
 
 if __name__ == "__main__":  # Ctrl-C within the imports, which take seconds
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
-# A thread that waits for another is to spin for a moment only and then to sleep: beside another
-# program it would take the processor from the thread it waits for. Only heeded before torch loads.
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-
 import mlcroissant as mlc
 import numpy as np
 import pandas as pd
@@ -99,7 +96,7 @@ MIN_JOBS = 10  # test jobs from which on jobs are resampled, not candidates
 MIN_EACH = 5  # real and bogus test candidates, without which there is no verdict
 SHEET_ROWS = 4  # candidates of each kind on the picture
 SEED = 20260
-MAX_WORKERS = 256
+MAX_WORKERS = 1024
 DEVICES = ("auto", "cuda", "mps", "cpu")
 MAX_PROBLEMS = 20  # named of each kind, the others are counted
 MAX_MESSAGE = 300  # letters of another library's message
@@ -248,7 +245,8 @@ def read_records(dataset: mlc.Dataset, json_path: Path) -> pd.DataFrame:
             f"{json_path}: mlcroissant cannot read its records ({one_line(error)}); run"
             " generate_croissant.py again"
         ) from error
-    return pd.DataFrame(texts | {column: np.array(cells) for column, cells in numbers.items()})
+    columns = {column: pd.Series(cells, dtype=str) for column, cells in texts.items()}
+    return pd.DataFrame(columns | {column: np.array(cells) for column, cells in numbers.items()})
 
 
 def read_candidates(dataset_dir: Path) -> pd.DataFrame:
@@ -568,13 +566,13 @@ def tower(channels: int, size: int, block: int, widths: Sequence[int]) -> nn.Seq
     flattened, not averaged, because where a source lies matters, and are reduced to 32 values, or
     they would drown the features.
     """
-    layers: list[nn.Module] = [nn.PixelUnshuffle(block)]
+    layers: list[nn.Module] = [nn.PixelUnshuffle(block)] if block > 1 else []
     channels, size = channels * block**2, size // block
     for width in widths:
         layers += [nn.Conv2d(channels, width, kernel_size=3, padding=1, bias=False)]
-        layers += [nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2)]
+        layers += [nn.BatchNorm2d(width), nn.MaxPool2d(2), nn.ReLU()]
         channels, size = width, size // 2
-    layers += [nn.Flatten(), nn.Dropout(DROPOUT), nn.Linear(channels * size**2, 32), nn.ReLU()]
+    layers += [nn.Flatten(), nn.Linear(channels * size**2, 32), nn.ReLU(), nn.Dropout(DROPOUT)]
     return nn.Sequential(*layers)
 
 
@@ -626,6 +624,8 @@ def pick_device(name: str) -> tuple[torch.device, torch.dtype]:
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         fast = name == "cpu" and getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16")
+    if name == "cpu" and fast:  # threads that wait for each other lose more than a second one wins
+        torch.set_num_threads(1)
     device = torch.device(f"cuda:{rank}" if name == "cuda" else name)
     return device, torch.bfloat16 if fast else torch.float32
 
@@ -683,13 +683,18 @@ def start_workers(loader: DataLoader) -> Iterator[Batch]:
 def read_batches(
     dataset: CutoutDataset, shares: list[np.ndarray], args: argparse.Namespace
 ) -> Iterator[Batch]:
-    """Yield batches on the device; raise DatasetError where a cutout cannot be read."""
+    """Start to read batches, and return an iterator that puts them on the device."""
     warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
     loader = DataLoader(
         dataset, None, sampler=shares, num_workers=args.workers, worker_init_fn=keep_quiet
     )
+    return on_device(start_workers(loader), args)
+
+
+def on_device(batches: Iterator[Batch], args: argparse.Namespace) -> Iterator[Batch]:
+    """Yield batches on the device; raise DatasetError where a cutout cannot be read."""
     try:
-        for cutouts, features, labels in start_workers(loader):
+        for cutouts, features, labels in batches:
             cutouts = cutouts.to(args.device, args.dtype)
             yield cutouts, features.to(args.device), labels.to(args.device)
     except (DatasetError, OSError, RuntimeError) as error:
@@ -700,13 +705,22 @@ def read_batches(
 
 
 def augment(cutouts: torch.Tensor) -> torch.Tensor:
-    """Bring each cutout, (N, 4, 64, 64), into one of its eight orientations, at random."""
+    """Bring cutouts, (N, 4, 64, 64), into one of eight orientations each, by their random place."""
     turned = torch.empty_like(cutouts)
-    choice = torch.randint(8, (len(cutouts),), device=cutouts.device)
     for k in range(8):
-        chosen = torch.rot90(cutouts[choice == k], k % 4, dims=(2, 3))
-        turned[choice == k] = chosen.flip(3) if k >= 4 else chosen
+        part = cutouts[k::8]
+        part = part.transpose(2, 3) if k & 4 else part
+        turned[k::8] = part.flip([dim for dim, bit in ((2, 1), (3, 2)) if k & bit])
     return turned
+
+
+def read_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Let a thread prepare the next batch while this one is trained on."""
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(next, batches, None)
+        while (batch := following.result()) is not None:
+            following = pool.submit(next, batches, None)
+            yield batch
 
 
 def train_epoch(
@@ -722,7 +736,7 @@ def train_epoch(
     total = torch.zeros(2, device=args.device)  # loss, candidates
     for cutouts, features, labels in batches:
         optimizer.zero_grad(set_to_none=True)
-        loss = loss_function(network(augment(cutouts), features), labels)
+        loss = loss_function(network(cutouts, features), labels)
         loss.backward()
         optimizer.step()
         schedule.step()
@@ -767,7 +781,8 @@ def learn(
     for epoch in range(1, args.epochs + 1):
         order = np.random.default_rng([args.seed, epoch]).permutation(rows)[:used]
         batches = read_batches(dataset, share_out(order, args), args)
-        bar = progress(batches, f"epoch {epoch}", steps)
+        augmented = ((augment(cutouts), *others) for cutouts, *others in batches)
+        bar = progress(read_ahead(augmented), f"epoch {epoch}", steps)
         train_loss = train_epoch(learner, bar, loss_function, optimizer, schedule, args)
         for values in network.buffers():  # of batch norm: all processes are to judge alike
             values.copy_(summed(values.float(), args) / args.processes)

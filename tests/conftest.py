@@ -2,13 +2,10 @@
 
 import argparse
 import json
-import os
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
-
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as test_croissant_dataset.py does, and why
 
 import numpy as np
 import pandas as pd

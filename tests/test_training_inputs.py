@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import threading
+import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -54,6 +55,17 @@ def empty_index(dataset: Path) -> None:
     csv_path = dataset / "master_index.csv"
     pd.read_csv(csv_path)[:0].to_csv(csv_path, index=False)
     edit_file(dataset, sha256=hashlib.sha256(csv_path.read_bytes()).hexdigest())
+
+
+def put_index_into_archive(dataset: Path) -> None:
+    """Have the index come from a zip, which mlcroissant would unpack into its cache."""
+    with zipfile.ZipFile(dataset / "x.zip", "w") as archive:
+        archive.write(dataset / "master_index.csv", "master_index.csv")
+    digest = hashlib.sha256((dataset / "x.zip").read_bytes()).hexdigest()
+    packed = {"@type": "cr:FileObject", "@id": "zip", "name": "zip", "contentUrl": "x.zip"}
+    packed |= {"encodingFormat": "application/zip", "sha256": digest}
+    edit_json(dataset, lambda description: description["distribution"].append(packed))
+    edit_file(dataset, containedIn={"@id": "zip"})
 
 
 def edit_index(dataset: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
@@ -165,7 +177,7 @@ DAMAGES = {
         *("candidates occur once", "candidate 4 of jid001: image is images/jid002.npy"),
     ),
     "index in an archive": (
-        lambda d: edit_json(d, lambda j: j["distribution"][0].update(containedIn={"@id": "zip"})),
+        put_index_into_archive,
         *(FILES, "transient_candidates is not read from a file in its folder"),
     ),
     "tensor a pipe": (
@@ -234,7 +246,7 @@ DAMAGES = {
         partial(
             write_tensor,
             content=header(
-                "{'descr': '<f4', 'fortran_order': False, 'shape': (4611686018427387904, 4611686018427387904, 4)}"
+                "{'descr': '<f4', 'fortran_order': False, 'shape': (4611686018427387904, 9, 4)}"
             ),
         ),
         *(TENSORS, "jid002.npy: not a readable tensor"),
