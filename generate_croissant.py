@@ -176,7 +176,8 @@ PATTERNS = {  # of what the user gives, by kind; parse_args relies on their orde
 PART_ROWS = 100_000  # of the index in memory at a time: some 60 MB
 MAX_PROBLEMS, MAX_CELL = 20, 80  # that a run lists, and letters of a cell in its messages
 # What numpy raises on a damaged .npy header.
-NPY_ERRORS = (OSError, ValueError, OverflowError, SyntaxError, tokenize.TokenError)
+NPY_ERRORS = (OSError, ValueError, TypeError, OverflowError, MemoryError, SyntaxError)
+NPY_ERRORS += (tokenize.TokenError,)
 # What mlcroissant and its parsers raise on a damaged description: its own errors and Python's.
 MLCROISSANT_ERRORS = (mlc.ValidationError, mlc.GenerationError, ValueError, LookupError, TypeError)
 MLCROISSANT_ERRORS += (AttributeError, AssertionError, RecursionError)

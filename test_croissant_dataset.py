@@ -304,7 +304,7 @@ def read_cutout(
 
     Its [32, 32] becomes the nearest pixel, where pixel i spans [i - 0.5, i + 0.5); what is off the
     image stays as it is. Read row by row: of a mapped tensor, each row of a large image would cost
-    a page fault and the mapping of pages around it, which takes three times as long.
+    a page fault and the mapping of pages around it, which takes 2.5 times as long.
     """
     left, top = (math.floor(value + 0.5) - CUTOUT_PX // 2 for value in position)
     first, start = max(left, 0), max(top, 0)
