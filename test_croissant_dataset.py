@@ -215,7 +215,10 @@ def check_files(dataset: mlc.Dataset, json_path: Path) -> None:
         for field in records.fields
     }
     if not sources <= known:
-        raise DatasetError(f"{json_path}: {RECORD_SET} is not read from a file in its folder")
+        raise DatasetError(
+            f"{json_path}: {RECORD_SET} is not read from a file in its folder; run"
+            " generate_croissant.py again"
+        )
     for node in files:
         path = inside(json_path.parent, str(node.content_url))
         if not path.is_file():
@@ -924,6 +927,7 @@ def regress(dataset: CutoutDataset, rows: np.ndarray) -> np.ndarray:
     loss_function = equal_loss(dataset.labels[rows].double())
 
     def closure() -> torch.Tensor:
+        """Return the loss with its gradient, as often as LBFGS asks for it."""
         optimizer.zero_grad()
         loss = loss_function(features[rows] @ weights, dataset.labels[rows].double())
         loss = loss + RIDGE * weights.square().sum()
