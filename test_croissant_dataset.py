@@ -614,6 +614,7 @@ def pick_device(name: str) -> tuple[torch.device, torch.dtype]:
     """Return the device of a name, and the type that it computes convolutions fastest in.
 
     That is bfloat16 where there are instructions for it: without them it is slower than float32.
+    On the CPU, PyTorch is then left one thread in this process.
     """
     rank = int(os.environ.get("LOCAL_RANK", 0))
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # on this machine: all choose alike

@@ -60,7 +60,8 @@ print(json.dumps(time.perf_counter() - start))
 """
 SETUP = f"""{IMPORTS}
 args = script.parse_args(["-d", folder, "--max_candidates", count, "--epochs", "1"])
-args.device, args.dtype = script.pick_device("cpu")
+threads = torch.get_num_threads()
+args.device, args.dtype = script.pick_device("cpu")  # may leave one thread
 args.rank, args.processes = 0, 1
 dataset = script.examine(args)
 candidates = dataset.candidates
@@ -79,6 +80,7 @@ def finish(figures, logits, batch):
 """
 TEXTBOOK = SETUP
 TEXTBOOK += """
+torch.set_num_threads(threads)
 name = "transient_candidates/{}".format
 records = {(r[name("jid")].decode(), r[name("id")]): r for r in read_records()}
 class TextbookDataset(Dataset):
