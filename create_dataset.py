@@ -3,33 +3,28 @@
 # requires-python = ">=3.11"
 # dependencies = [
 #     "numpy>=2.0,<3",
+#     "pandas>=3.1,<4",
 #     "astropy>=7.0,<9",
 #     "tqdm>=4.66,<5",
 # ]
 # ///
-"""Turn RAPID job folders into a dataset: one image tensor a job and one index of candidates.
+"""Turn RAPID job folders into a dataset: one image tensor per job and one index of candidates.
 
-Read: every folder `jid*` directly under the input folder, with a science, a reference, a difference
-and a score image (FITS) and the candidate catalog `psfcat.csv`, whose finder columns may lie in
-`diffimage_masked_psfcat_finder.txt`.
+Reads every folder `jid*` directly under the input folder: a science, a reference, a difference and
+a score image (FITS), and the candidate catalog `psfcat.csv`, whose finder columns may be in
+`diffimage_masked_psfcat_finder.txt`. Writes `images/<jid>.npy`, float32 (H, W, 4), each channel
+ZScale-normalised to [0, 1], and `master_index.csv`, one row per candidate with its label (1 real,
+0 bogus). A tensor that is newer than its images is kept: a second run does only what is missing.
 
-Written: `images/<jid>.npy`, float32 (H, W, 4), each channel ZScale-normalised to [0, 1], and
-`master_index.csv`, a row per candidate with its label (1 real, 0 bogus). A tensor that is newer
-than its images is kept, so that a second run does only what is missing.
-
-    python create_dataset.py
-    python create_dataset.py -i ./raw_data -o ./my_dataset --workers 8
+    python create_dataset.py -i ./raw_data -o ./my_dataset
     python create_dataset.py -i /shared/raw -o /shared/dataset --scheduler tcp://node1:8786
 
-Exit codes: 0 all jobs are in the dataset; 1 a job was left out or the run failed (stderr says why);
-2 wrong usage; 130 interrupted by Ctrl-C. A candidate without a position on its image is left out
-and counted in the summary; that alone does not change the exit code.
+Exit codes: 0 every job is in the dataset; 1 a job was left out or the run failed (stderr says why);
+2 wrong usage; 130 interrupted by Ctrl-C. Candidates off their image are only counted.
 """
 
-import _thread
 import argparse
 import csv
-import errno
 import gc
 import gzip
 import io
@@ -37,36 +32,37 @@ import logging
 import multiprocessing
 import os
 import re
-import shutil
 import signal
 import sys
 import threading
 import time
 import warnings
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import BrokenExecutor, CancelledError, Future, ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import BrokenExecutor, CancelledError, ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-# One thread a worker is enough; only heeded before numpy loads.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-
 import numpy as np
+import pandas as pd
+from astropy.io import fits
+from astropy.visualization import ZScaleInterval
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 try:
     import fcntl
-except ImportError:  # Windows cannot lock a folder
+except ImportError:  # Windows has no such locks
     fcntl = None
 
-CHANNELS = {  # name: file name without suffix, in the order of the tensor's last axis
-    "science": "bkg_subbed_science_image",
-    "reference": "awaicgen_output_mosaic_image_resampled",
-    "difference": "diffimage_masked",
-    "score": "scorrimage_masked",
+CHANNELS = {  # in the order of the tensor's last axis, with the names that the file may have, in
+    # order of preference, without their suffix
+    "science": ("bkg_subbed_science_image",),
+    "reference": ("awaicgen_output_mosaic_image_resampled",),
+    "difference": ("diffimage_masked",),
+    "score": ("scorrimage_masked",),
 }
 CHANNEL_NAMES = tuple(CHANNELS)
 IMAGE_SUFFIXES = (".fits", ".fits.gz", ".fits.fz")  # in order of preference
@@ -76,39 +72,23 @@ INDEX_COLUMNS = tuple(
     "id jid x y sharpness roundness1 roundness2 npix peak flux mag daofind_mag flags match label"
     " image_filename".split()
 )
-# What the catalogs give; the other columns of the index are worked out here.
+# The columns that come from the catalogs, and those of them that the finder gives.
 CATALOG_COLUMNS = tuple(c for c in INDEX_COLUMNS if c not in ("jid", "label", "image_filename"))
 FINDER_COLUMNS = tuple(c for c in CATALOG_COLUMNS if c not in ("flags", "match"))
-ALIASES = {  # names of a column in the catalogs, in order of preference, where there are several
+ALIASES = {  # names of a column in the catalogs, in order of preference, if it has several
     "x": ("x", "xcentroid", "x_centroid"),
     "y": ("y", "ycentroid", "y_centroid"),
     "npix": ("npix", "n_pixels"),
 }
-FIT_COLUMNS = {"x": "x_fit", "y": "y_fit"}  # stand in where there is no other position
-EMPTY_CELLS = dict.fromkeys(("", "--", "NA", "null", "None"), "nan")
-NO_MATCH = -1  # `match` of a candidate with no source within the match radius
-# Of a FITS image whose pixels are float32 as they stand; cards that change that; and that recur.
-PLAIN_CARDS = {b"SIMPLE": b"T", b"BITPIX": b"-32", b"NAXIS": b"2"}
-SPECIAL_CARDS = (b"BSCALE", b"BZERO", b"BLANK", b"PCOUNT", b"GCOUNT", b"GROUPS", b"HIERARCH")
-COMMENT_CARDS = (b"", b"COMMENT", b"HISTORY", b"CONTINUE")
-# How a tensor begins that numpy has written.
-NPY_HEADER = (
-    rb"(?s).NUMPY.{4}{'descr': '<f4', 'fortran_order': False, 'shape': \((\d+), (\d+), 4\), } *\n"
-)
-NPY_HEADER_BYTES = 128
-SAMPLE_SIZE = 1000  # pixels of an image that ZScale looks at
-STRIP_ROWS = 32  # rows in memory at a time: few enough for the processor's cache
-WRITE_BYTES = 1 << 18  # for larger writes, Linux looks for larger pieces of memory, which is slower
-START_METHOD = "fork" if sys.platform == "linux" else "spawn"  # forked, workers import nothing anew
-MAX_WORKERS = 61 if sys.platform == "win32" else 1024  # Windows waits for no more
-AHEAD = 4  # jobs in flight a worker: enough that none waits, few enough to hold their rows
-PROGRESS_JOBS = 100  # a line after so many, where stderr is no terminal
+NO_MATCH = -1  # `match` of a candidate that is no injected or simulated source
+CHUNK_PIXELS = 2**15  # of an image in memory at a time: few enough for the processor's cache
+PROGRESS_JOBS = 100  # jobs between two lines of progress if stderr is not a terminal
 CONNECT_S = 12  # patience with a Dask scheduler, and then with its first worker, seconds
-TEMPORARY = ".create_dataset-"  # begins the name of a file that is not whole yet
+TEMPORARY = ".create_dataset-"  # the names of unfinished files begin with it
+GO_ON = "finished tensors are kept; run the same command again to go on"
 
 LOG = logging.getLogger("create_dataset")
-Submit = Callable[..., Future]  # hands a function and its arguments to a worker
-Table = dict[str, np.ndarray]  # catalog columns, float64 (N,), NaN where a cell is empty
+Result = tuple[str, Counter[str]] | str  # of a job: its index rows and counts, or why it has none
 
 
 class DatasetError(Exception):
@@ -116,572 +96,393 @@ class DatasetError(Exception):
 
 
 class OutputError(Exception):
-    """The same, where it ends the run and not only one job: the output cannot be written."""
-
-
-@dataclass(frozen=True)
-class Image:
-    """One FITS image: where its pixels lie in the file, or the pixels, float32 (H, W)."""
-
-    path: Path
-    shape: tuple[int, int]  # height and width, pixels
-    offset: int = 0  # of big-endian float32 pixels, bytes
-    pixels: np.ndarray | None = None
-
-
-@dataclass(frozen=True)
-class Channel:
-    """An image, its limits, and each strip's masked pixels: uint32 positions in the flat strip."""
-
-    image: Image
-    masked: list[np.ndarray]
-    vmin: float
-    vmax: float
-
-
-@dataclass(frozen=True)
-class JobResult:
-    """Result of one job: its lines of the index, or the reason why it was left out."""
-
-    jid: str
-    rows: str | None
-    counts: Counter[str]  # what the job adds to the summary
-    reason: str = ""
-
-
-def one_line(error: BaseException) -> str:
-    """Return the text of an error on one line, or its type where it has no text."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def natural_key(name: str) -> tuple[list[str | int], str]:
-    """Sort key that puts jid2 before jid10, and settles jid1 against jid01 by the text."""
-    parts = re.split(r"(\d+)", name)
-    return [int(part) if part.isdecimal() else part for part in parts], name
+    """The output cannot be written: this ends the run, where DatasetError leaves out one job."""
 
 
 def find_jobs(input_dir: Path) -> list[str]:
-    """Name the job folders directly under `input_dir`, in natural order."""
+    """Return the names of the jobs, all entries jid* but plain files; jid2 comes before jid10."""
     if not input_dir.is_dir():
         raise DatasetError(f"{input_dir}: no such folder; give the one that holds jid* with -i")
-    with os.scandir(input_dir) as entries:
-        jobs = [entry.name for entry in entries if entry.name.startswith("jid") and entry.is_dir()]
+    # Path.is_file would raise an error for a link that leads into a closed folder.
+    jobs = [path.name for path in input_dir.iterdir() if not os.path.isfile(path)]  # noqa: PTH113
+    jobs = {job: re.split(r"(\d+)", job) for job in jobs if job.startswith("jid")}
     if not jobs:
         raise DatasetError(f"{input_dir}: no job folders in it; folders named jid* were expected")
-    return sorted(jobs, key=natural_key)
+    return sorted(jobs, key=lambda job: ([int(p) if p.isdecimal() else p for p in jobs[job]], job))
 
 
-def find_image(job_dir: Path, stem: str) -> Path:
-    """Return the image file of `stem`, or the compressed file that stands in for it."""
-    for suffix in IMAGE_SUFFIXES:
-        path = job_dir / f"{stem}{suffix}"
-        if path.exists():
-            return path
-    raise DatasetError(f"{job_dir}: no {stem}.fits (nor .fits.gz, nor .fits.fz)")
-
-
-def find_plain(path: Path) -> Image | None:
-    """Find the pixels of a FITS file that begins with an image of unscaled float32, else None.
-
-    RAPID writes such files, and so astropy, as long to import as a job takes, is rarely needed.
-    """
-    cards = {}
-    with path.open("rb") as handle:
-        while (card := handle.read(80)) and not card.startswith(b"END     "):
-            keyword = card[:8].rstrip().upper()
-            twice = keyword in cards and keyword not in COMMENT_CARDS
-            if twice or keyword in SPECIAL_CARDS or not (cards or keyword == b"SIMPLE"):
-                return None
-            cards[keyword] = card[9:].partition(b"/")[0].strip()
-        offset, size = -(-handle.tell() // 2880) * 2880, os.fstat(handle.fileno()).st_size
-    sides = [cards.get(keyword, b"") for keyword in (b"NAXIS2", b"NAXIS1")]
-    if not PLAIN_CARDS.items() <= cards.items() or not all(
-        re.fullmatch(rb"\d{1,9}", x) for x in sides
-    ):
-        return None
-    height, width = map(int, sides)
-    whole = 0 < 4 * height * width <= size - offset
-    return Image(path, (height, width), offset) if whole else None
-
-
-def read_image(path: Path) -> Image:
-    """Read the first HDU that holds 2-D pixels in a FITS file, plain, gzipped or tile-compressed.
-
-    Raises DatasetError where the file is damaged, cut short, or holds no 2-D image.
-    """
-    from astropy.io import fits
-    from astropy.utils.exceptions import AstropyUserWarning
-
+def find_images(job_dir: Path) -> list[Path]:
+    """Return the paths of a job's images, in the order of CHANNELS."""
     try:
-        # The gzip module reads to the end, where the checksum is; astropy stops at the last pixel.
-        source = io.BytesIO(gzip.decompress(path.read_bytes())) if path.suffix == ".gz" else path
-        with warnings.catch_warnings(), np.errstate(over="ignore"):  # beyond float32: masked
-            warnings.simplefilter("ignore", AstropyUserWarning)
-            warnings.filterwarnings("error", "File may have been truncated")
-            with fits.open(source, memmap=False, uint=False) as hdus:  # uint ignores BLANK
-                for hdu in hdus:
-                    if hdu.is_image and len(hdu.shape) == 2 and all(hdu.shape):
-                        return Image(path, hdu.shape, pixels=np.array(hdu.data, dtype=np.float32))
-    except Exception as error:  # all of it: astropy's error for a damaged tile has no public name
-        raise DatasetError(f"{path}: not a readable FITS image: {one_line(error)}") from error
-    raise DatasetError(f"{path}: no HDU with a 2-D image in it")
-
-
-def strips(image: Image) -> Iterator[np.ndarray]:
-    """Yield an image STRIP_ROWS rows at a time, float32 (rows, W); the next may overwrite the last.
-
-    Files are read, not mapped: if one shrank or a disk failed, a mapping would end the process.
-    """
-    height, width = image.shape
-    if image.pixels is not None:
-        yield from np.split(image.pixels, range(STRIP_ROWS, height, STRIP_ROWS))
-        return
-    buffer = np.empty((STRIP_ROWS, width), ">f4")
-    try:
-        with image.path.open("rb") as handle:
-            handle.seek(image.offset)
-            for start in range(0, height, STRIP_ROWS):
-                strip = buffer[: height - start]
-                if handle.readinto(strip) != strip.nbytes:
-                    raise DatasetError(f"{image.path}: became shorter while it was read")
-                yield strip
+        present = {entry.name for entry in job_dir.iterdir()}
     except OSError as error:
-        raise DatasetError(f"{image.path}: cannot be read: {one_line(error)}") from error
+        raise DatasetError(f"{job_dir}: cannot be entered: {error.strerror}") from error
+    paths = []
+    for channel, stems in CHANNELS.items():
+        names = [stem + suffix for stem in stems for suffix in IMAGE_SUFFIXES]
+        if present.isdisjoint(names):
+            raise DatasetError(f"{job_dir}: no {channel} image; expected one of {', '.join(names)}")
+        paths.append(job_dir / next(name for name in names if name in present))
+    return paths
 
 
-def finite_sample(image: Image, masked: Sequence[np.ndarray]) -> np.ndarray:
-    """Return every n-th finite pixel, SAMPLE_SIZE or fewer, sorted; `masked` is that of Channel."""
-    height, width = image.shape
-    parts = (part.astype(np.int64) + i * STRIP_ROWS * width for i, part in enumerate(masked))
-    gaps = np.concatenate(list(parts))
-    count = height * width - gaps.size
-    rank = np.arange(0, count, max(1, count // SAMPLE_SIZE))[:SAMPLE_SIZE]
-    # gaps[i] - i finite pixels lie before gap i, which shifts all that are behind it.
-    gaps -= np.arange(gaps.size)
-    position = rank + np.searchsorted(gaps, rank, side="right")
-    if image.pixels is not None:
-        return np.sort(image.pixels.ravel()[position])
-    cells = bytearray()
-    with image.path.open("rb", buffering=0) as handle:
-        for number in position.tolist():
-            handle.seek(image.offset + 4 * number)
-            cells += handle.read(4)
-    if len(cells) < 4 * position.size:
-        raise DatasetError(f"{image.path}: became shorter while it was read")
-    return np.sort(np.frombuffer(cells, ">f4").astype(np.float32))
+def open_image(path: Path) -> np.ndarray:
+    """Return the first 2-D image in a FITS file, (H, W), mapped if its pixels are plain floats.
 
-
-def zscale(sample: np.ndarray) -> tuple[float, float]:
-    """Return IRAF's zscale limits of a sorted sample, float32 (N,), N > 0.
-
-    To the last bit those of `astropy.visualization.ZScaleInterval` at its defaults: a line through
-    the sorted values, without those off it and their neighbours, is steepened fourfold and cut off
-    at the extremes.
-    """
-    rank, rejected = np.arange(sample.size), np.zeros(sample.size, bool)
-    neighbours = np.ones(max(1, int(sample.size * 0.01)), bool)
-    least, before, kept = max(5, int(sample.size * 0.5)), sample.size + 1, sample.size
-    for _ in range(5):
-        if not least <= kept < before:
-            break
-        slope, start = np.polyfit(rank, sample, deg=1, w=(~rejected).astype(int))
-        residual = sample - (slope * rank + start)
-        rejected |= np.abs(residual) > 2.5 * residual[~rejected].std()
-        rejected = np.convolve(rejected, neighbours, mode="same")
-        before, kept = kept, np.sum(~rejected)
-    vmin, vmax = sample[0], sample[-1]
-    if kept >= least:
-        slope, middle, median = slope / 0.25, (sample.size - 1) // 2, np.median(sample)
-        vmin = max(vmin, median - (middle - 1) * slope)
-        vmax = min(vmax, median + (sample.size - middle) * slope)
-    return float(vmin), float(vmax)
-
-
-def find_limits(image: Image, masked: Sequence[np.ndarray]) -> tuple[float, float]:
-    """Return the zscale limits vmin < vmax of an image; `masked` is that of Channel.
-
-    Where the two coincide, the finite minimum and maximum stand in. Raises DatasetError where those
-    coincide too, or where float32 cannot hold their distance.
-    """
-    sample = finite_sample(image, masked)
-    if not sample.size:
-        raise DatasetError(f"{image.path}: no finite pixel")
-    vmin, vmax = zscale(sample)
-    if not vmin < vmax:
-        finite = (strip[np.isfinite(strip)] for strip in strips(image))
-        ranges = [(part.min(), part.max()) for part in finite if part.size]
-        vmin, vmax = float(min(ranges)[0]), float(max(high for _, high in ranges))
-    with np.errstate(over="ignore", under="ignore"):
-        if not 0 < np.float32(vmax - vmin) < np.inf:
-            raise DatasetError(f"{image.path}: cannot be scaled between {vmin:g} and {vmax:g}")
-    return vmin, vmax
-
-
-def open_channels(paths: Sequence[Path]) -> list[Channel]:
-    """Open a job's four images, in the order of CHANNEL_NAMES, and find what scales them.
-
-    Raises DatasetError where an image cannot be read or scaled, or the shapes differ.
-    """
-    images = [find_plain(path) or read_image(path) for path in paths]
-    channels, shape = [], images[0].shape
-    for image in images:
-        if image.shape != shape:
-            raise DatasetError(f"{image.path}: {image.shape} pixels; {paths[0].name} has {shape}")
-        masked = [np.flatnonzero(~np.isfinite(strip)).astype(np.uint32) for strip in strips(image)]
-        channels.append(Channel(image, masked, *find_limits(image, masked)))
-    return channels
-
-
-def tensor_strips(channels: Sequence[Channel]) -> Iterator[np.ndarray]:
-    """Yield a job's tensor, float32 (rows, W, 4) in [0, 1], finite; a strip overwrites the last.
-
-    A masked pixel gets what zero flux, the sky, gets.
-    """
-    width, count = channels[0].image.shape[1], len(channels)
-    vmin = np.tile(np.array([c.vmin for c in channels], np.float32), width)
-    distance = np.tile(np.array([c.vmax - c.vmin for c in channels], np.float32), width)
-    buffer = np.empty((STRIP_ROWS, width, count), "<f4")
-    planes = [zip(strips(c.image), c.masked, strict=True) for c in channels]
-    for parts in zip(*planes, strict=True):
-        strip = buffer[: len(parts[0][0])]
-        pixels, rows = strip.reshape(-1, count), strip.reshape(len(strip), -1)
-        for number, (plane, masked) in enumerate(parts):
-            pixels[:, number] = plane.ravel()
-            pixels[masked, number] = 0
-        with np.errstate(over="ignore"):  # infinity clips to 1
-            rows -= vmin
-            rows /= distance
-        np.clip(rows, 0, 1, out=rows)
-        if not rows.min() >= 0:  # NaN fails; nothing else can leave [0, 1]
-            raise DatasetError(f"{channels[0].image.path.parent}: NaN in the tensor; please report")
-        yield strip
-
-
-def read_table(path: Path) -> Table:
-    """Read those of CATALOG_COLUMNS and FIT_COLUMNS that a catalog has, under whatever alias.
-
-    Cells are separated by blanks in *.txt, else by commas. Raises DatasetError where the file is
-    missing or damaged, a column or an id occurs twice, or a cell is not a number.
+    Axes of length 1 do not count. Raises DatasetError if the file is damaged or cut short, or if it
+    has no such image.
     """
     try:
-        # Known columns are ASCII; what else there is may be Latin-1.
-        with path.open(encoding="utf-8-sig", errors="replace", newline="") as handle:
-            cells = csv.reader(handle, skipinitialspace=True, strict=True)
-            cells = map(str.split, handle) if path.suffix == ".txt" else cells
-            rows = [row for row in cells if row not in ([], [""])]  # blank lines
-    except (OSError, csv.Error) as error:
-        reason = getattr(error, "strerror", None) or one_line(error)
-        raise DatasetError(f"{path}: not a readable catalog: {reason}") from error
-    header, table = [name.strip() for name in rows[0]] if rows else [], {}
-    for number, row in enumerate(rows):
-        if len(row) != len(header):
-            problem = f"row {number} has {len(row)} cells, and the header {len(header)}"
-            raise DatasetError(f"{path}: rows of different length: {problem}")
-    for column in (*CATALOG_COLUMNS, *FIT_COLUMNS.values()):
-        name = next((name for name in ALIASES.get(column, (column,)) if name in header), None)
+        with path.open("rb") as file:
+            start, size = file.read(9), file.seek(0, os.SEEK_END)
+        source = path
+        if start.startswith(b"\x1f\x8b"):  # gzip, whatever the name; its checksum is at the end
+            content = gzip.decompress(path.read_bytes())
+            source, start, size = io.BytesIO(content), content[:9], len(content)
+        if start != b"SIMPLE  =":
+            raise DatasetError(f"{path}: not a FITS file: it begins with {start!r}")
+        with warnings.catch_warnings(action="ignore"):  # about missing padding, for example
+            hdus = fits.open(source, uint=False)  # with uint, BLANK has no effect
+            for hdu in hdus:
+                shape = tuple(side for side in hdu.shape if side != 1) if hdu.is_image else ()
+                if len(shape) != 2 or not all(shape):
+                    continue
+                compressed = isinstance(hdu, fits.CompImageHDU)
+                if not compressed and size < hdu.fileinfo()["datLoc"] + hdu.size:
+                    raise DatasetError(f"{path}: cut short, it ends before its last pixel")
+                return hdu.data.reshape(shape)
+            found = ", ".join(f"{row[1] or row[0]} {row[5]}" for row in hdus.info(output=False))
+        raise DatasetError(f"{path}: no HDU with a 2-D image; it has {found}")
+    except DatasetError:
+        raise
+    except Exception as error:  # all: astropy's error for a damaged tile has no public name
+        raise DatasetError(f"{path}: not a readable FITS image: {error}") from error
+
+
+def sample_finite(image: np.ndarray) -> np.ndarray:
+    """Return the pixels that ZScaleInterval picks from the finite ones: every n-th, up to 1,000."""
+    pixels = image.ravel()  # a view
+    starts = range(0, pixels.size, CHUNK_PIXELS)
+    chunks = [np.flatnonzero(~np.isfinite(pixels[i : i + CHUNK_PIXELS])) + i for i in starts]
+    gaps = np.concatenate(chunks)
+    count, wanted = pixels.size - gaps.size, ZScaleInterval().n_samples
+    rank = np.arange(0, count, max(1, count // wanted))[:wanted]
+    # gaps[i] - i finite pixels lie before gap i; every gap shifts the pixels after it by one.
+    return pixels[rank + np.searchsorted(gaps - np.arange(gaps.size), rank, side="right")]
+
+
+def find_scale(image: np.ndarray, path: Path) -> tuple[np.floating, np.floating]:
+    """Return vmin and vmax - vmin, the ZScale limits of an image's finite pixels.
+
+    They have the image's own precision, at least float32. If the limits coincide, the finite
+    minimum and maximum stand in. Raises DatasetError if those coincide too.
+    """
+    sample = sample_finite(image)
+    if not sample.size:
+        raise DatasetError(f"{path}: no finite pixel")
+    precision = np.result_type(image, np.float32)
+    vmin, vmax = ZScaleInterval().get_limits(sample.astype(precision))
+    if not vmin < vmax:
+        finite = image[np.isfinite(image)]
+        vmin, vmax = finite.min(), finite.max()
+    with np.errstate(over="ignore", under="ignore"):
+        distance = precision.type(float(vmax) - float(vmin))
+    if not 0 < distance < np.inf:
+        raise DatasetError(f"{path}: cannot be scaled between {vmin:g} and {vmax:g}")
+    return precision.type(vmin), distance
+
+
+def scale_chunks(image: np.ndarray, path: Path) -> Iterator[np.ndarray]:
+    """Yield the pixels of an image scaled to [0, 1], CHUNK_PIXELS at a time, in the same array."""
+    vmin, distance = find_scale(image, path)
+    pixels, buffer = image.ravel(), np.empty(CHUNK_PIXELS, distance.dtype)
+    for start in range(0, pixels.size, CHUNK_PIXELS):
+        scaled = buffer[: pixels.size - start]
+        scaled[:] = pixels[start : start + CHUNK_PIXELS]
+        scaled[~np.isfinite(scaled)] = 0  # masked pixels get what zero flux, the sky, gets
+        with np.errstate(over="ignore"):  # infinity is clipped, too
+            scaled -= vmin
+            scaled /= distance
+        yield np.clip(scaled, 0, 1, out=scaled)
+
+
+def write_tensor(path: Path, image_paths: list[Path]) -> tuple[int, int]:
+    """Write a job's tensor, float32 (H, W, channels), finite and in [0, 1]; return (H, W).
+
+    Raises DatasetError if an image cannot be read or scaled, or if their shapes differ.
+    """
+    images = [open_image(image_path) for image_path in image_paths]
+    shape = images[0].shape
+    for image, image_path in zip(images, image_paths, strict=True):
+        if image.shape != shape:
+            found = f"{image.shape} pixels; {image_paths[0].name} has {shape}"
+            raise DatasetError(f"{image_path}: {found}")
+    buffer = np.empty((CHUNK_PIXELS, len(images)), "<f4")
+    header = {"descr": "<f4", "fortran_order": False, "shape": (*shape, len(images))}
+    with atomic_write(path) as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for chunks in zip(*map(scale_chunks, images, image_paths), strict=True):
+            pixels = buffer[: chunks[0].size]
+            for channel, chunk in enumerate(chunks):
+                pixels[:, channel] = chunk
+            if not pixels.min() >= 0:  # NaN is not
+                raise DatasetError(f"{path}: NaN in the tensor; please report this as a bug")
+            file.write(pixels)
+    return shape
+
+
+def current_shape(path: Path, image_paths: list[Path]) -> tuple[int, int] | None:
+    """Return (H, W) of a tensor that is complete and newer than its images, else None."""
+    try:
+        tensor, status = np.lib.format.open_memmap(path, mode="r"), path.stat()
+        newer = status.st_mtime_ns >= max(image.stat().st_mtime_ns for image in image_paths)
+    except Exception:  # all that numpy may raise for a damaged file: it is written anew
+        return None
+    complete = status.st_size == tensor.offset + tensor.nbytes and tensor.flags.c_contiguous
+    layout = tensor.dtype.str, tensor.shape[2:]
+    valid = newer and complete and layout == ("<f4", (len(CHANNELS),))
+    return tensor.shape[:2] if valid else None
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Read those of CATALOG_COLUMNS, x_fit and y_fit that a catalog has: float64, NaN if empty.
+
+    Cells are separated by blanks in *.txt, else by commas. In the header, the case of letters,
+    spaces and a leading # do not count. Raises DatasetError if the file is missing or damaged, a
+    column or an id occurs twice, or a cell is not a number.
+    """
+    blanks = path.suffix == ".txt"
+    try:
+        # Known columns have ASCII names; other text may be in any encoding.
+        text = path.read_text(encoding="utf-8-sig", errors="replace").lstrip("# \t\n")
+        lines = io.StringIO(text)
+        rows = map(str.split, lines) if blanks else csv.reader(lines, skipinitialspace=True)
+        rows = [row for row in rows if row not in ([], [""])]
+        for number, row in enumerate(rows):  # pandas would fill up short rows
+            if len(row) != len(rows[0]):
+                found = f"row {number} has {len(row)} cells, the header {len(rows[0])}"
+                raise DatasetError(f"{path}: rows of different length: {found}")
+        cells = pd.read_csv(
+            io.StringIO(text),
+            sep=r"\s+" if blanks else ",",
+            quoting=csv.QUOTE_NONE if blanks else csv.QUOTE_MINIMAL,
+            skipinitialspace=True,
+            na_values=["--", '""'],  # besides those that pandas knows, such as NA and null
+            index_col=False,
+            low_memory=False,
+        )
+    except (OSError, ValueError, csv.Error) as error:
+        raise DatasetError(f"{path}: not a readable catalog: {error}") from error
+    header, table = [name.strip("# \t").lower() for name in rows[0]], {}
+    for column in (*CATALOG_COLUMNS, "x_fit", "y_fit"):
+        name = next((name for name in ALIASES.get(column, [column]) if name in header), None)
+        if name is None:
+            continue
         if header.count(name) > 1:
             raise DatasetError(f"{path}: column {name} occurs more than once")
-        if name is not None:
-            position = header.index(name)
-            cells = [row[position] for row in rows[1:]]
-            table[column] = to_float(cells, f"{path}: column '{name}'")
+        texts = cells.iloc[:, header.index(name)]
+        texts = texts.astype(str) if texts.dtype == bool else texts  # True is not a number
+        table[column] = pd.to_numeric(texts, errors="coerce")
+        wrong = table[column].isna() & texts.notna()
+        refuse(texts, wrong, f"{path}: column {name}", "a number")
     if not table:
         raise DatasetError(f"{path}: the header has no column of a catalog: {header}"[:300])
-    ids, counts = np.unique(table.get("id", ()), return_counts=True, equal_nan=False)
-    if (counts > 1).any():  # (jid, id) is the key of the index
-        raise DatasetError(f"{path}: id {ids[counts > 1][0]:.17g} occurs more than once")
-    return table
+    ids, where = table.get("id", pd.Series(dtype=float)), f"{path}: column id"
+    refuse(ids, ids.abs() >= 2**53, where, "less than 2**53: the index keeps ids as float64")
+    refuse(ids, ids.duplicated() & ids.notna(), where, "every id once")
+    return pd.DataFrame(table, dtype=float)
 
 
-def to_float(cells: Sequence[str], where: str) -> np.ndarray:
-    """Return a catalog column as float64 (N,), or say which cell is not a number."""
-    text = "".join(cells)
-    with suppress(ValueError):
-        if text.isascii() and "_" not in text:  # float() would take both
-            return np.array([float(EMPTY_CELLS.get(cell, cell)) for cell in cells])
-    for row, cell in enumerate(cells, 1):
-        try:
-            wrong = float(EMPTY_CELLS.get(cell, cell)) and ("_" in cell or not cell.isascii())
-        except ValueError:
-            wrong = True
-        if wrong:
-            raise DatasetError(f"{where} holds {cell[:80]!r} in row {row}; a number was expected")
-    raise AssertionError(where)
+def refuse(cells: pd.Series, wrong: pd.Series, where: str, expected: str) -> None:
+    """Raise DatasetError if some cells of a column are wrong; it names the first of them."""
+    if wrong.any():
+        found = f"{str(cells[wrong].iloc[0])[:80]!r} in row {wrong.argmax() + 1}"
+        more = f" and {wrong.sum() - 1} more" if wrong.sum() > 1 else ""
+        raise DatasetError(f"{where}: {found}{more}; expected {expected}")
 
 
-def join_finder(catalog: Table, finder: Table, job_dir: Path) -> Table:
-    """Add to psfcat.csv's columns those that only the finder's table has, one to one on `id`.
+def join_finder(catalog: pd.DataFrame, finder: pd.DataFrame, job_dir: Path) -> pd.DataFrame:
+    """Add to a catalog the columns that only the finder's table has, one to one on `id`.
 
-    The rows stay those of `catalog`, in its order. Raises DatasetError where the ids do not match
-    one to one, or where `catalog` has no ids and the row counts differ.
+    The rows keep the order of `catalog`. Raises DatasetError if the ids do not match one to one.
     """
-    sizes = [len(next(iter(table.values()))) for table in (catalog, finder)]
-    both = f"{job_dir}: {CATALOG_NAME} ({sizes[0]} rows) and {FINDER_NAME} ({sizes[1]} rows)"
-    if "id" not in catalog and sizes[0] == sizes[1]:
-        return finder | catalog
+    both = f"{job_dir}: {CATALOG_NAME} ({len(catalog)} rows) and {FINDER_NAME} ({len(finder)} rows)"
     if "id" not in catalog or "id" not in finder:
         raise DatasetError(f"{both} cannot be joined: both need the column id")
-    ids, finder_ids = catalog["id"], finder["id"]
-    alone = np.setxor1d(ids[~np.isnan(ids)], finder_ids[~np.isnan(finder_ids)])
-    empty = np.isnan(ids).sum() + np.isnan(finder_ids).sum()
-    if alone.size or empty:
-        some = f", such as {alone[0]:.17g}" if alone.size else ""
-        found = f"{alone.size} ids occur in only one of them{some}, and {empty} ids are empty"
+    alone = np.setxor1d(catalog["id"], finder["id"])  # an empty id equals no other
+    if alone.size:
+        found = f"{alone.size} ids are empty or in only one of them, such as {alone[0]:.17g}"
         raise DatasetError(f"{both} do not match one to one: {found}")
-    order = np.argsort(finder_ids)[np.searchsorted(np.sort(finder_ids), ids)]
-    return {column: values[order] for column, values in finder.items()} | catalog
+    new = finder[["id", *finder.columns.difference(catalog.columns)]]
+    return catalog.merge(new, on="id", validate="one_to_one")
 
 
-def read_catalog(job_dir: Path) -> Table:
-    """Read a job's candidates from psfcat.csv and, where that lacks columns, the finder's table.
+def read_catalog(job_dir: Path) -> pd.DataFrame:
+    """Read a job's candidates from psfcat.csv and, if that lacks columns, the finder's table.
 
-    Those of CATALOG_COLUMNS that are there come back, in catalog order; `x`, `y` and `match` always
-    are, and `match` is finite. Raises DatasetError where a catalog is missing or damaged, the two
-    do not join, or positions or labels are missing.
+    Returns those of CATALOG_COLUMNS that are there, in catalog order; `x`, `y` and `match` always
+    are. Raises DatasetError if a catalog, positions or labels are missing or damaged.
     """
     path, finder_path = job_dir / CATALOG_NAME, job_dir / FINDER_NAME
     catalog = read_table(path)
     if "match" not in catalog:
         raise DatasetError(f"{path}: no column match, so that no candidate can be labelled")
-    unknown = ~np.isfinite(catalog["match"])
-    if unknown.any():
-        found = f"{unknown.sum()} of {unknown.size} rows"
-        raise DatasetError(f"{path}: match is empty or infinite in {found}")
+    match = catalog["match"]
+    known = (match == NO_MATCH) | ((match >= 0) & (match % 1 == 0))
+    refuse(match, ~known, f"{path}: column match", f"{NO_MATCH} for no source, or its number >= 0")
     if not set(FINDER_COLUMNS) <= set(catalog) and finder_path.exists():
         catalog = join_finder(catalog, read_table(finder_path), job_dir)
-    for axis, fit in FIT_COLUMNS.items():
-        fitted = catalog.pop(fit, None)
-        if catalog.setdefault(axis, fitted) is None:
-            names = ", ".join((*ALIASES[axis], fit))
+    for axis in "xy":
+        position = catalog.get(axis, catalog.get(f"{axis}_fit"))
+        if position is None:
+            names = ", ".join((*ALIASES[axis], f"{axis}_fit"))
             raise DatasetError(f"{path}: no column {names}, here or in {FINDER_NAME}")
+        catalog[axis] = position
     return catalog
 
 
-def index_rows(catalog: Table, jid: str, shape: tuple[int, int]) -> tuple[str, Counter[str]]:
-    """Make the lines of a job in the index, from its catalog and its images' height and width.
+def index_rows(
+    catalog: pd.DataFrame, jid: str, shape: tuple[int, int]
+) -> tuple[pd.DataFrame, Counter[str]]:
+    """Make a job's rows of the index from its catalog and the (H, W) of its images.
 
-    A cell is empty where the catalog has no value, and so is `mag` where the flux is not positive.
-    The counts are of candidates by label, of those left out, and of columns that are missing.
+    A cell is NaN if the catalog has no value, and so is `mag` if the flux is not positive. The
+    counts are of candidates by label, of those left out, and of columns that are missing.
     """
-    table = dict.fromkeys(CATALOG_COLUMNS, np.full(catalog["match"].size, np.nan)) | catalog
-    table["mag"] = np.where(table["flux"] <= 0, np.nan, table["mag"])
     # The nearest pixel counts: pixel i spans [i - 0.5, i + 0.5).
-    column, row = (np.floor(table[axis] + 0.5) for axis in "xy")
-    on_image = (column >= 0) & (column < shape[1]) & (row >= 0) & (row < shape[0])
+    column, row = np.floor(catalog["x"] + 0.5), np.floor(catalog["y"] + 0.5)
+    on_image = column.between(0, shape[1] - 1) & row.between(0, shape[0] - 1)
     has_position = np.isfinite(column) & np.isfinite(row)
-    real = table["match"][on_image] != NO_MATCH
-    counts = Counter({f"lacks {column}": 1 for column in CATALOG_COLUMNS if column not in catalog})
+    rows = catalog[on_image].reindex(columns=INDEX_COLUMNS)
+    rows["jid"], rows["image_filename"] = jid, f"{IMAGES_DIR}/{jid}.npy"
+    rows["label"] = (rows["match"] != NO_MATCH).astype(int)
+    rows["mag"] = rows["mag"].mask(rows["flux"] <= 0)
+    counts = Counter({f"lacks {name}": 1 for name in CATALOG_COLUMNS if name not in catalog})
     counts["no position"] = int((~has_position).sum())
     counts["off the image"] = int((has_position & ~on_image).sum())
-    counts["real"], counts["bogus"] = int(real.sum()), int((~real).sum())
-    texts = {"jid": [jid] * real.size, "label": ["01"[label] for label in real.tolist()]}
-    texts["image_filename"] = [f"{IMAGES_DIR}/{jid}.npy"] * real.size
-    for column in CATALOG_COLUMNS:
-        values = table[column][on_image].tolist()
-        texts[column] = ["" if value != value else repr(value) for value in values]  # NaN
-    rows = zip(*(texts[column] for column in INDEX_COLUMNS), strict=True)
-    return "".join(",".join(row) + "\n" for row in rows), counts
+    counts["real"] = int(rows["label"].sum())
+    counts["bogus"] = len(rows) - counts["real"]
+    return rows, counts
 
 
 @contextmanager
-def atomic_write(path: Path, size: int = 0) -> Iterator[BinaryIO]:
-    """Yield a file beside `path` that takes its name once it is written whole.
-
-    Raises OutputError where it cannot be written, such as where `size` bytes do not fit.
-    """
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file that takes its name, `path`, once it is complete; else raise OutputError."""
     temporary = path.with_name(f"{TEMPORARY}{os.urandom(8).hex()}.tmp")
     try:
-        try:
-            with temporary.open("xb") as handle:
-                yield handle
-            temporary.replace(path)
-        finally:
-            with suppress(OSError):  # it has its name, or was never made
-                temporary.unlink()
+        with temporary.open("xb") as file:
+            yield file
+        temporary.replace(path)
     except OSError as error:
-        reason = error.strerror or str(error)
-        if error.errno == errno.ENOSPC:
-            free = shutil.disk_usage(path.parent).free
-            needed = f"{size / 1e6:,.1f} MB are needed, " if size else ""
-            reason += f": {needed}{free / 1e6:,.1f} MB are free"
-        raise OutputError(f"{path}: cannot be written: {reason}") from error
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
-def write_tensor(path: Path, channels: Sequence[Channel]) -> int:
-    """Write a job's tensor as .npy, a strip at a time, and return the bytes written."""
-    shape = (*channels[0].image.shape, len(channels))
-    size = NPY_HEADER_BYTES + 4 * int(np.prod(shape))
-    with atomic_write(path, size) as handle:
-        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(handle, header)
-        for strip in tensor_strips(channels):
-            pixels = strip.reshape(-1).view(np.uint8)
-            for start in range(0, pixels.size, WRITE_BYTES):
-                handle.write(pixels[start : start + WRITE_BYTES].data)
-    return size
+def process_job(job_dir: Path, images_dir: Path, overwrite: bool) -> Result:
+    """Write the tensor of one job, unless it is up to date.
 
-
-def current_shape(tensor_path: Path, image_paths: Iterable[Path]) -> tuple[int, int] | None:
-    """Return height and width of a tensor that is whole and newer than its images, else None."""
-    with suppress(OSError), tensor_path.open("rb") as handle:
-        stat = os.fstat(handle.fileno())
-        header = re.fullmatch(NPY_HEADER, handle.read(NPY_HEADER_BYTES))
-        if header and stat.st_mtime_ns >= max(path.stat().st_mtime_ns for path in image_paths):
-            height, width = map(int, header.groups())
-            if stat.st_size == NPY_HEADER_BYTES + 16 * height * width:
-                return height, width
-    return None
-
-
-def process_job(job_dir: Path, images_dir: Path, overwrite: bool) -> JobResult:
-    """Write the tensor of one job, unless it is up to date, and return the job's index rows.
-
-    A job that cannot be used is no error here: its result carries the reason. Raises OutputError
-    where the tensor cannot be written.
+    Returns the job's rows of the index, as CSV, and its counts; or the reason to leave it out.
     """
-    jid, written = job_dir.name, Counter({"jobs up to date": 1})
-    tensor_path = images_dir / f"{jid}.npy"
+    jid, path = job_dir.name, images_dir / f"{job_dir.name}.npy"
     try:
         if not jid.isprintable() or set(jid) & set('\\",') or len(os.fsencode(jid)) > 250:
-            raise DatasetError("such a name cannot stand in the index; rename the folder")
-        paths = [find_image(job_dir, stem) for stem in CHANNELS.values()]
-        catalog = read_catalog(job_dir)
-        shape = None if overwrite else current_shape(tensor_path, paths)
+            raise DatasetError("such a name cannot be written into the index; rename the folder")
+        image_paths, catalog = find_images(job_dir), read_catalog(job_dir)
+        shape = None if overwrite else current_shape(path, image_paths)
+        done = {"jobs up to date": 1}
         if shape is None:
-            channels = open_channels(paths)
-            shape = channels[0].image.shape
-            written = Counter({"jobs written": 1, "bytes": write_tensor(tensor_path, channels)})
+            shape = write_tensor(path, image_paths)
+            done = {"jobs written": 1, "bytes": path.stat().st_size}
         rows, counts = index_rows(catalog, jid, shape)
-    except (DatasetError, OSError, ValueError, ArithmeticError, MemoryError) as error:
-        return JobResult(jid, None, Counter({"jobs left out": 1}), one_line(error))
-    return JobResult(jid, rows, counts + written)
+    except (DatasetError, OSError, MemoryError) as error:
+        return str(error)
+    # As objects, floats are written in two thirds of the time, with the same digits.
+    text = rows.astype(object).to_csv(header=False, index=False, lineterminator="\n")
+    return text, counts + Counter(done)
 
 
 def set_up_worker() -> None:
-    """Leave Ctrl-C to the parent, and end with it even where it is killed."""
+    """Leave Ctrl-C to the parent process, and end with it even if it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: os._exit(parent.join() or 1), daemon=True).start()
 
 
-@contextmanager
-def open_executor(workers: int, scheduler: str | None) -> Iterator[tuple[Submit, int]]:
-    """Yield what hands jobs to workers, and their number: processes here, or those of Dask.
-
-    Raises DatasetError where Dask is not installed or does not answer.
-    """
-    if scheduler is None:
-        gc.freeze()  # what is imported stays: no worker has to search it for garbage
-        context = multiprocessing.get_context(START_METHOD)
-        on_ctrl_c = signal.signal(signal.SIGINT, signal.SIG_IGN)  # workers inherit it
-        try:
-            with ProcessPoolExecutor(workers, context, set_up_worker) as executor:
-                executor.submit(int).result()  # starts them
-                signal.signal(signal.SIGINT, on_ctrl_c)
-                yield executor.submit, workers
-        finally:
-            for worker in multiprocessing.active_children():  # of a pool that broke: it waits
-                worker.kill()
+def run_locally(work: partial, job_dirs: list[Path], workers: int) -> Iterator[Result]:
+    """Yield the results of all jobs, in order, from processes on this machine."""
+    if workers == 1:  # in this process: a pool needs /dev/shm, which some containers lack
+        yield from map(work, job_dirs)
         return
+    gc.freeze()  # workers need not search for garbage in what was imported
+    try:
+        executor = ProcessPoolExecutor(workers, initializer=set_up_worker)
+    except (OSError, ValueError) as error:
+        reason = f"{workers} processes cannot be started: {error}"
+        raise DatasetError(f"{reason}; try --workers 1") from error
+    try:
+        yield from executor.map(work, job_dirs)
+    except BrokenExecutor as error:
+        raise DatasetError(f"a worker died (killed, or out of memory?); {GO_ON}") from error
+    finally:
+        executor.shutdown(cancel_futures=True)  # once the jobs that have begun are finished
+
+
+def run_on_dask(work: partial, job_dirs: list[Path], address: str) -> Iterator[Result]:
+    """Yield the results of all jobs, in order, from the workers of a Dask scheduler."""
     try:
         from distributed import Client, KilledWorker
-
-        for name in ("asyncio", "distributed", "distributed.client", "tornado.application"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)  # they log tracebacks at a Ctrl-C
-        client = Client(scheduler, timeout=CONNECT_S)
-        client.wait_for_workers(1, timeout=CONNECT_S)
     except ImportError as error:
         raise DatasetError("--scheduler needs Dask: pip install distributed") from error
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"{scheduler}: no Dask scheduler with workers answers") from error
+    for name in ("asyncio", "distributed", "distributed.client", "tornado.application"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # they log tracebacks at a Ctrl-C
     try:
-        with client:  # and not its get_executor(), which waits for ever where the connection breaks
-            yield partial(client.submit, pure=False), sum(client.nthreads().values())
-    except KilledWorker as error:
-        raise DatasetError(f"{scheduler}: workers died at one job: {one_line(error)}") from error
+        with Client(address, timeout=CONNECT_S) as client:
+            client.wait_for_workers(1, timeout=CONNECT_S)
+            for future in client.map(work, job_dirs, pure=False):
+                yield future.result()
+                future.release()
+    except (KilledWorker, CancelledError, OSError, ValueError) as error:
+        lost = f"{address}: the Dask scheduler or its workers do not answer: {error}"
+        raise DatasetError(f"{lost}; {GO_ON}") from error
 
 
-def run_jobs(
-    submit: Submit, tasks: Iterable[tuple[Path, Path, bool]], ahead: int
-) -> Iterator[JobResult]:
-    """Yield the results of `process_job` in the order of its tasks, `ahead` of them in flight."""
-    pending = deque()
-    try:
-        for task in tasks:
-            pending.append(submit(process_job, *task))
-            if len(pending) == ahead:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    except (BrokenExecutor, CancelledError, OSError) as error:
-        raise DatasetError(
-            "a worker died (killed, or out of memory?) or was lost; finished tensors are kept, and"
-            f" the same command goes on from there: {one_line(error)}"
-        ) from error
-    finally:
-        for future in pending:
-            future.cancel()
+def write_index(
+    jobs: list[str], results: Iterator[Result], output_dir: Path
+) -> dict[str, Counter[str]]:
+    """Write the rows of all jobs as their results come; return the counts of each job in it.
 
-
-def show_progress(results: Iterable[JobResult], total: int) -> Iterator[JobResult]:
-    """Pass results on, with a bar where stderr is a terminal, else a line every PROGRESS_JOBS."""
-    done, start, bar = 0, time.monotonic(), bool(sys.stderr) and sys.stderr.isatty()
-    with ExitStack() as stack:
-        if bar:
-            from tqdm import tqdm  # 30 ms to import, which a run without a terminal saves
-            from tqdm.contrib.logging import tqdm_logging_redirect
-
-            tqdm.monitor_interval = 0  # no thread that the fork of the workers would meet
-            bars = tqdm_logging_redirect(results, total=total, unit="job")
-            results = stack.enter_context(bars)
-        try:
-            for done, result in enumerate(results, 1):
-                yield result
-                if done % PROGRESS_JOBS == 0 and not bar:
-                    rate = done / (time.monotonic() - start)
-                    left = (total - done) / rate / 60
-                    LOG.info(
-                        f"{done:,} of {total:,} jobs, {rate:.1f} a second, {left:.0f} min left"
-                    )
-        finally:
-            if done < total:
-                LOG.warning(f"stopped after {done:,} of {total:,} jobs; those begun are finished")
-
-
-def write_index(results: Iterable[JobResult], output_dir: Path) -> tuple[Counter[str], set[str]]:
-    """Write the rows of all jobs as they come; return the summed counts and the jobs' names.
-
-    Raises DatasetError where no job could be used or a tensor is not there; an index that was there
+    Raises DatasetError if no job could be used or a tensor is missing; an index that was there
     stays as it was.
     """
-    counts, used, index_path = Counter(), set(), output_dir / INDEX_NAME
-    with atomic_write(index_path) as handle:
-        handle.write((",".join(INDEX_COLUMNS) + "\n").encode())
-        for result in results:
-            counts.update(result.counts)
-            if result.rows is None:
-                jid = result.jid if result.jid.isprintable() else ascii(result.jid)
-                LOG.error(f"{jid} left out: {result.reason}")
+    path, used = output_dir / INDEX_NAME, {}
+    terminal = sys.stderr is not None and sys.stderr.isatty()
+    with atomic_write(path) as file, logging_redirect_tqdm():
+        file.write((",".join(INDEX_COLUMNS) + "\n").encode())
+        bar = tqdm(results, total=len(jobs), unit="job", disable=not terminal)
+        for number, (jid, result) in enumerate(zip(jobs, bar, strict=True), 1):
+            if isinstance(result, str):
+                name = jid if jid.isprintable() else ascii(jid)
+                LOG.error(f"{name} left out: {' '.join(result.split())}")
             else:
-                used.add(result.jid)
-                handle.write(result.rows.encode())
+                tensor = output_dir / IMAGES_DIR / f"{jid}.npy"
+                if not tensor.exists():
+                    raise DatasetError(f"{tensor}: is not there; do all workers share this folder?")
+                rows, used[jid] = result
+                file.write(rows.encode())
+            if number % PROGRESS_JOBS == 0 and not terminal:
+                LOG.info(f"{number:,} of {len(jobs):,} jobs")
         if not used:
-            raise DatasetError(f"none of the jobs could be used; {index_path} is not written")
-        missing = used.difference(path.stem for path in (output_dir / IMAGES_DIR).glob("*.npy"))
-        if missing:
-            found = f"the tensors of {len(missing)} jobs are not there, such as {min(missing)}.npy"
-            raise DatasetError(f"{output_dir}: {found}; do all workers share this folder?")
-        counts["bytes"] += handle.tell()
-    return counts, used
+            raise DatasetError(f"none of the jobs could be used; {path} is not written")
+    return used
 
 
-def remove_stale_tensors(images_dir: Path, used: set[str], jobs: Iterable[str]) -> None:
+def remove_stale_tensors(images_dir: Path, used: Iterable[str], jobs: list[str]) -> None:
     """Remove the tensors of jobs that were left out; name those whose job folder is gone."""
-    stale = {path.stem for path in images_dir.glob("*.npy")} - used
+    stale = {path.stem for path in images_dir.glob("*.npy")}.difference(used)
     for jid in stale.intersection(jobs):
         (images_dir / f"{jid}.npy").unlink()
-    gone = sorted(stale.difference(jobs), key=natural_key)
-    if gone:
+    if gone := sorted(stale.difference(jobs)):
         LOG.warning(
             f"{images_dir}: kept, though their jobs are not in the input folder; not in the index,"
             f" but the file set of croissant.json will include them: {', '.join(gone)}"
@@ -689,91 +490,95 @@ def remove_stale_tensors(images_dir: Path, used: set[str], jobs: Iterable[str]) 
 
 
 @contextmanager
-def sole_run(output_dir: Path) -> Iterator[None]:
-    """Hold a folder against other runs, and clear it in the end of what is not whole.
+def exclusive_lock(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a folder, and remove unfinished files on exit.
 
     The lock ends with this process and its workers, however they end.
     """
     with ExitStack() as stack:
         if fcntl:
-            folder = os.open(output_dir, os.O_RDONLY)
-            stack.callback(os.close, folder)
+            descriptor = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
             try:
-                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise DatasetError(f"{output_dir}: another run is writing there") from error
+                raise DatasetError(f"{folder}: another run is writing there") from error
+            except OSError as error:  # some network file systems have no locks
+                reason = f"{folder}: cannot be locked ({error.strerror})"
+                LOG.warning(f"{reason}; make sure that no other run writes there")
         try:
             yield
         finally:
-            for path in (*output_dir.glob(f"{TEMPORARY}*"), *output_dir.glob(f"*/{TEMPORARY}*")):
+            for path in (*folder.glob(f"{TEMPORARY}*"), *folder.glob(f"*/{TEMPORARY}*")):
                 path.unlink(missing_ok=True)
 
 
-def make_folders(input_dir: Path, output_dir: Path) -> Path:
-    """Make the folder of the tensors and return it; refuse an output inside of a job."""
-    images_dir = output_dir / IMAGES_DIR
+def build_dataset(args: argparse.Namespace) -> tuple[dict[str, Counter[str]], int]:
+    """Make the dataset of all jobs, or bring it up to date.
+
+    Returns the counts of each job in the index, and the number of jobs that were left out.
+    """
+    # Absolute, because the workers of Dask run in other folders.
+    input_dir, output_dir = args.input_dir.absolute(), args.output_dir.absolute()
+    images_dir, jobs = output_dir / IMAGES_DIR, find_jobs(input_dir)
     for folder in images_dir.resolve().parents:
         if folder.parent == input_dir.resolve() and folder.name.startswith("jid"):
             raise DatasetError(f"{output_dir}: lies in a job folder, {folder}; choose another -o")
-    try:
-        images_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{images_dir}: cannot be made: {error.strerror}") from error
-    return images_dir
-
-
-def build_dataset(args: argparse.Namespace) -> Counter[str]:
-    """Make the dataset of all jobs, or bring it up to date, and return what the summary counts."""
-    input_dir, output_dir = args.input_dir, args.output_dir
-    if args.scheduler:  # its workers run in other folders
-        input_dir, output_dir = input_dir.absolute(), output_dir.absolute()
-    jobs = find_jobs(input_dir)
-    images_dir = make_folders(input_dir, output_dir)
-    tasks = ((input_dir / jid, images_dir, args.overwrite) for jid in jobs)
-    workers = min(args.workers, len(jobs))
-    with sole_run(output_dir), open_executor(workers, args.scheduler) as (submit, slots):
-        results = show_progress(run_jobs(submit, tasks, AHEAD * slots), len(jobs))
-        counts, used = write_index(results, output_dir)
+    images_dir.mkdir(parents=True, exist_ok=True)
+    work = partial(process_job, images_dir=images_dir, overwrite=args.overwrite)
+    job_dirs = [input_dir / jid for jid in jobs]
+    with exclusive_lock(output_dir):
+        if args.scheduler:
+            results = run_on_dask(work, job_dirs, args.scheduler)
+        else:
+            results = run_locally(work, job_dirs, min(args.workers, len(jobs)))
+        used = write_index(jobs, results, output_dir)
         remove_stale_tensors(images_dir, used, jobs)
-    return counts
+    return used, len(jobs) - len(used)
 
 
-def summary(counts: Counter[str], index_path: Path, seconds: float) -> str:
-    """Return the closing lines of a run."""
-    real, bogus = counts["real"], counts["bogus"]
+def summarize(used: dict[str, Counter[str]], left_out: int, index_path: Path) -> str:
+    """Warn of missing columns and suspicious labels, and return the closing lines of a run."""
+    total = sum(used.values(), Counter())
+    lacking = [f"{c} ({total[f'lacks {c}']} jobs)" for c in CATALOG_COLUMNS if total[f"lacks {c}"]]
+    if lacking:
+        LOG.warning(f"columns missing from catalogs, left empty: {', '.join(lacking)}")
+    if suspect := [jid for jid, counts in used.items() if counts["real"] > counts["bogus"]]:
+        found = f"more than half of the candidates are real in {len(suspect)} jobs"
+        LOG.warning(f"{found}, such as {suspect[0]}; is match {NO_MATCH} if there is no source?")
+    real, bogus = total["real"], total["bogus"]
     percent = 100 / max(real + bogus, 1)
+    size = total["bytes"] + index_path.stat().st_size
     return (
         f"{index_path}\n"
-        f"  jobs         {counts['jobs written']:,} written, {counts['jobs up to date']:,} up to"
-        f" date, {counts['jobs left out']:,} left out\n"
+        f"  jobs         {total['jobs written']:,} written, {total['jobs up to date']:,} up to"
+        f" date, {left_out:,} left out\n"
         f"  candidates   {real + bogus:,}: {real:,} real ({real * percent:.1f} %),"
         f" {bogus:,} bogus ({bogus * percent:.1f} %)\n"
-        f"  dropped      {counts['no position']:,} without a position,"
-        f" {counts['off the image']:,} off the image\n"
-        f"  written      {counts['bytes'] / 1e6:,.1f} MB in {seconds:.1f} s"
+        f"  dropped      {total['no position']:,} without a position,"
+        f" {total['off the image']:,} off the image\n"
+        f"  written      {size / 1e6:,.1f} MB"
     )
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Parse the command line; wrong usage ends the process with code 2."""
     parser = argparse.ArgumentParser(
-        description=__doc__.partition("\n")[0],
+        description="Turn RAPID job folders into image tensors and one index of candidates.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
     add("-i", "--input_dir", type=Path, default="./mini_dataset", help="folder of the jid* folders")
-    add(
-        "-o", "--output_dir", type=Path, default="./hackathon_dataset", help="folder of the dataset"
-    )
-    add("--overwrite", action="store_true", help="rebuild also the tensors that are up to date")
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    default = str(min(cpus or 1, MAX_WORKERS))  # a text: argparse takes an equal number for unset
+    add("-o", "--output_dir", type=Path, default="./hackathon_dataset", help="dataset to write")
+    add("--overwrite", action="store_true", help="rebuild the tensors that are up to date, too")
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     add = parser.add_mutually_exclusive_group().add_argument
-    add("--workers", type=int, default=default, help="processes on this machine")
-    add("--scheduler", help="address of a Dask scheduler whose workers are to do it instead")
+    # The default is a text, because argparse takes an equal number for an option that is not given.
+    add("--workers", type=int, default=str(cpus), help="processes on this machine")
+    add("--scheduler", help="address of a Dask scheduler, whose workers do the work instead")
     args = parser.parse_args(argv)
-    if not 1 <= args.workers <= MAX_WORKERS:
-        parser.error(f"--workers: expected 1 to {MAX_WORKERS}, got {args.workers}")
+    if args.workers < 1:
+        parser.error(f"--workers: expected 1 or more, got {args.workers}")
     return args
 
 
@@ -782,41 +587,19 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     logging.basicConfig(format="%(levelname)s: %(message)s", force=True)
     LOG.setLevel(logging.INFO)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a path may have letters that it cannot print
-        sys.stdout.reconfigure(errors="backslashreplace")
     start = time.monotonic()
     try:
-        counts = build_dataset(args)
-        lacking = {c: counts[f"lacks {c}"] for c in CATALOG_COLUMNS if counts[f"lacks {c}"]}
-        if lacking:
-            names = ", ".join(f"{column} ({number} jobs)" for column, number in lacking.items())
-            LOG.warning(f"columns missing from catalogs, left empty: {names}")
-        print(summary(counts, args.output_dir / INDEX_NAME, time.monotonic() - start), flush=True)
+        used, left_out = build_dataset(args)
+        summary = summarize(used, left_out, args.output_dir / INDEX_NAME)
+        print(f"{summary} in {time.monotonic() - start:.1f} s", flush=True)
     except (DatasetError, OutputError, OSError) as error:
         LOG.error(error)
         return 1
     except KeyboardInterrupt:
-        LOG.error("interrupted: finished tensors are kept; the same command goes on from there")
+        LOG.error(f"interrupted: {GO_ON}")
         return 130
-    return 1 if counts["jobs left out"] else 0
-
-
-def interrupt_once(*_: object) -> None:
-    """Turn Ctrl-C into an exception, and ignore it from then on: a second would break the end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    raise KeyboardInterrupt
-
-
-def interrupt_again(lost: "sys.UnraisableHookArgs") -> None:
-    """Repeat a Ctrl-C that came within a destructor (Dask has some), where exceptions are lost."""
-    if lost.exc_type is not KeyboardInterrupt:
-        sys.__unraisablehook__(lost)
-        return
-    signal.signal(signal.SIGINT, interrupt_once)
-    threading.Timer(0.1, _thread.interrupt_main).start()
+    return 1 if left_out else 0
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, interrupt_once)
-    sys.unraisablehook = interrupt_again
     sys.exit(main())
