@@ -24,7 +24,6 @@ Exit codes: 0 every job is in the dataset; 1 a job was left out or the run faile
 """
 
 import argparse
-import csv
 import gc
 import gzip
 import io
@@ -40,7 +39,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import BrokenExecutor, CancelledError, ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -57,8 +56,8 @@ try:
 except ImportError:  # Windows has no such locks
     fcntl = None
 
-CHANNELS = {  # in the order of the tensor's last axis, with the names that the file may have, in
-    # order of preference, without their suffix
+CHANNELS = {  # in the order of the tensor's last axis: file names without their suffix, of which
+    # the first that is there is read
     "science": ("bkg_subbed_science_image",),
     "reference": ("awaicgen_output_mosaic_image_resampled",),
     "difference": ("diffimage_masked",),
@@ -80,6 +79,7 @@ ALIASES = {  # names of a column in the catalogs, in order of preference, if it 
     "y": ("y", "ycentroid", "y_centroid"),
     "npix": ("npix", "n_pixels"),
 }
+EMPTY_CELLS = ("", '""', "--", "NA", "N/A", "<NA>", "NULL", "null", "None", "nan", "NaN")
 NO_MATCH = -1  # `match` of a candidate that is no injected or simulated source
 CHUNK_PIXELS = 2**15  # of an image in memory at a time: few enough for the processor's cache
 PROGRESS_JOBS = 100  # jobs between two lines of progress if stderr is not a terminal
@@ -99,16 +99,22 @@ class OutputError(Exception):
     """The output cannot be written: this ends the run, where DatasetError leaves out one job."""
 
 
+def natural_key(name: str) -> tuple[list[str | int], str]:
+    """Sort key that puts jid2 before jid10, and decides between jid1 and jid01 by their text."""
+    parts = re.split(r"(\d+)", name)
+    return [int(part) if part.isdecimal() else part for part in parts], name
+
+
 def find_jobs(input_dir: Path) -> list[str]:
-    """Return the names of the jobs, all entries jid* but plain files; jid2 comes before jid10."""
+    """Return the names of the jobs, all entries jid* that are not plain files, in natural order."""
     if not input_dir.is_dir():
         raise DatasetError(f"{input_dir}: no such folder; give the one that holds jid* with -i")
+    entries = [entry for entry in input_dir.iterdir() if entry.name.startswith("jid")]
     # Path.is_file would raise an error for a link that leads into a closed folder.
-    jobs = [path.name for path in input_dir.iterdir() if not os.path.isfile(path)]  # noqa: PTH113
-    jobs = {job: re.split(r"(\d+)", job) for job in jobs if job.startswith("jid")}
+    jobs = [entry.name for entry in entries if not os.path.isfile(entry)]  # noqa: PTH113
     if not jobs:
         raise DatasetError(f"{input_dir}: no job folders in it; folders named jid* were expected")
-    return sorted(jobs, key=lambda job: ([int(p) if p.isdecimal() else p for p in jobs[job]], job))
+    return sorted(jobs, key=natural_key)
 
 
 def find_images(job_dir: Path) -> list[Path]:
@@ -129,8 +135,7 @@ def find_images(job_dir: Path) -> list[Path]:
 def open_image(path: Path) -> np.ndarray:
     """Return the first 2-D image in a FITS file, (H, W), mapped if its pixels are plain floats.
 
-    Axes of length 1 do not count. Raises DatasetError if the file is damaged or cut short, or if it
-    has no such image.
+    Axes of length 1 do not count. Raises DatasetError if it is damaged or there is none.
     """
     try:
         with path.open("rb") as file:
@@ -163,8 +168,8 @@ def sample_finite(image: np.ndarray) -> np.ndarray:
     """Return the pixels that ZScaleInterval picks from the finite ones: every n-th, up to 1,000."""
     pixels = image.ravel()  # a view
     starts = range(0, pixels.size, CHUNK_PIXELS)
-    chunks = [np.flatnonzero(~np.isfinite(pixels[i : i + CHUNK_PIXELS])) + i for i in starts]
-    gaps = np.concatenate(chunks)
+    masked = [np.flatnonzero(~np.isfinite(pixels[i : i + CHUNK_PIXELS])) + i for i in starts]
+    gaps = np.concatenate(masked)
     count, wanted = pixels.size - gaps.size, ZScaleInterval().n_samples
     rank = np.arange(0, count, max(1, count // wanted))[:wanted]
     # gaps[i] - i finite pixels lie before gap i; every gap shifts the pixels after it by one.
@@ -175,7 +180,7 @@ def find_scale(image: np.ndarray, path: Path) -> tuple[np.floating, np.floating]
     """Return vmin and vmax - vmin, the ZScale limits of an image's finite pixels.
 
     They have the image's own precision, at least float32. If the limits coincide, the finite
-    minimum and maximum stand in. Raises DatasetError if those coincide too.
+    minimum and maximum stand in; if those do, too, the image cannot be scaled (DatasetError).
     """
     sample = sample_finite(image)
     if not sample.size:
@@ -213,12 +218,11 @@ def write_tensor(path: Path, image_paths: list[Path]) -> tuple[int, int]:
     """
     images = [open_image(image_path) for image_path in image_paths]
     shape = images[0].shape
-    for image, image_path in zip(images, image_paths, strict=True):
-        if image.shape != shape:
-            found = f"{image.shape} pixels; {image_paths[0].name} has {shape}"
-            raise DatasetError(f"{image_path}: {found}")
-    buffer = np.empty((CHUNK_PIXELS, len(images)), "<f4")
+    if any(image.shape != shape for image in images):
+        found = ", ".join(f"{p.name} {i.shape}" for p, i in zip(image_paths, images, strict=True))
+        raise DatasetError(f"{image_paths[0].parent}: images of different shapes: {found}")
     header = {"descr": "<f4", "fortran_order": False, "shape": (*shape, len(images))}
+    buffer = np.empty((CHUNK_PIXELS, len(images)), "<f4")
     with atomic_write(path) as file:
         np.lib.format.write_array_header_1_0(file, header)
         for chunks in zip(*map(scale_chunks, images, image_paths), strict=True):
@@ -244,6 +248,15 @@ def current_shape(path: Path, image_paths: list[Path]) -> tuple[int, int] | None
     return tensor.shape[:2] if valid else None
 
 
+def refuse(cells: pd.Series, wrong: pd.Series, where: str, expected: str) -> None:
+    """Raise DatasetError if some cells of a column are wrong; it names the first of them."""
+    if wrong.any():
+        value = cells[wrong].iloc[0]
+        found = f"{'empty' if pd.isna(value) else repr(str(value)[:80])} in row {wrong.idxmax()}"
+        more = f" and {wrong.sum() - 1} more" if wrong.sum() > 1 else ""
+        raise DatasetError(f"{where}: {found}{more}; expected {expected}")
+
+
 def read_table(path: Path) -> pd.DataFrame:
     """Read those of CATALOG_COLUMNS, x_fit and y_fit that a catalog has: float64, NaN if empty.
 
@@ -251,40 +264,33 @@ def read_table(path: Path) -> pd.DataFrame:
     spaces and a leading # do not count. Raises DatasetError if the file is missing or damaged, a
     column or an id occurs twice, or a cell is not a number.
     """
-    blanks = path.suffix == ".txt"
     try:
         # Known columns have ASCII names; other text may be in any encoding.
         text = path.read_text(encoding="utf-8-sig", errors="replace").lstrip("# \t\n")
-        lines = io.StringIO(text)
-        rows = map(str.split, lines) if blanks else csv.reader(lines, skipinitialspace=True)
-        rows = [row for row in rows if row not in ([], [""])]
-        for number, row in enumerate(rows):  # pandas would fill up short rows
-            if len(row) != len(rows[0]):
-                found = f"row {number} has {len(row)} cells, the header {len(rows[0])}"
-                raise DatasetError(f"{path}: rows of different length: {found}")
         cells = pd.read_csv(
             io.StringIO(text),
-            sep=r"\s+" if blanks else ",",
-            quoting=csv.QUOTE_NONE if blanks else csv.QUOTE_MINIMAL,
+            sep=r"\s+" if path.suffix == ".txt" else ",",
             skipinitialspace=True,
-            na_values=["--", '""'],  # besides those that pandas knows, such as NA and null
-            index_col=False,
-            low_memory=False,
+            header=None,
+            dtype=str,
+            keep_default_na=False,
+            engine="python",  # the other one fills up short rows unnoticed
         )
-    except (OSError, ValueError, csv.Error) as error:
+    except (OSError, ValueError) as error:
         raise DatasetError(f"{path}: not a readable catalog: {error}") from error
-    header, table = [name.strip("# \t").lower() for name in rows[0]], {}
+    short = cells.isna().any(axis=1)
+    if short.any():
+        raise DatasetError(f"{path}: row {short.argmax()} is shorter than the header")
+    header, table = [name.strip("# \t").lower() for name in cells.iloc[0]], {}
     for column in (*CATALOG_COLUMNS, "x_fit", "y_fit"):
         name = next((name for name in ALIASES.get(column, [column]) if name in header), None)
-        if name is None:
-            continue
         if header.count(name) > 1:
             raise DatasetError(f"{path}: column {name} occurs more than once")
-        texts = cells.iloc[:, header.index(name)]
-        texts = texts.astype(str) if texts.dtype == bool else texts  # True is not a number
-        table[column] = pd.to_numeric(texts, errors="coerce")
-        wrong = table[column].isna() & texts.notna()
-        refuse(texts, wrong, f"{path}: column {name}", "a number")
+        if name is not None:
+            texts = cells.loc[1:, header.index(name)]
+            empty = texts.isin(EMPTY_CELLS)
+            table[column] = pd.to_numeric(texts.mask(empty), errors="coerce")
+            refuse(texts, table[column].isna() & ~empty, f"{path}: column {name}", "a number")
     if not table:
         raise DatasetError(f"{path}: the header has no column of a catalog: {header}"[:300])
     ids, where = table.get("id", pd.Series(dtype=float)), f"{path}: column id"
@@ -293,19 +299,8 @@ def read_table(path: Path) -> pd.DataFrame:
     return pd.DataFrame(table, dtype=float)
 
 
-def refuse(cells: pd.Series, wrong: pd.Series, where: str, expected: str) -> None:
-    """Raise DatasetError if some cells of a column are wrong; it names the first of them."""
-    if wrong.any():
-        found = f"{str(cells[wrong].iloc[0])[:80]!r} in row {wrong.argmax() + 1}"
-        more = f" and {wrong.sum() - 1} more" if wrong.sum() > 1 else ""
-        raise DatasetError(f"{where}: {found}{more}; expected {expected}")
-
-
 def join_finder(catalog: pd.DataFrame, finder: pd.DataFrame, job_dir: Path) -> pd.DataFrame:
-    """Add to a catalog the columns that only the finder's table has, one to one on `id`.
-
-    The rows keep the order of `catalog`. Raises DatasetError if the ids do not match one to one.
-    """
+    """Add the columns that only the finder's table has, one to one on `id`, in catalog order."""
     both = f"{job_dir}: {CATALOG_NAME} ({len(catalog)} rows) and {FINDER_NAME} ({len(finder)} rows)"
     if "id" not in catalog or "id" not in finder:
         raise DatasetError(f"{both} cannot be joined: both need the column id")
@@ -346,8 +341,7 @@ def index_rows(
 ) -> tuple[pd.DataFrame, Counter[str]]:
     """Make a job's rows of the index from its catalog and the (H, W) of its images.
 
-    A cell is NaN if the catalog has no value, and so is `mag` if the flux is not positive. The
-    counts are of candidates by label, of those left out, and of columns that are missing.
+    Returns them and counts of candidates by label, of those left out, and of missing columns.
     """
     # The nearest pixel counts: pixel i spans [i - 0.5, i + 0.5).
     column, row = np.floor(catalog["x"] + 0.5), np.floor(catalog["y"] + 0.5)
@@ -376,7 +370,8 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # it has its name, or was never made
+            temporary.unlink()
 
 
 def process_job(job_dir: Path, images_dir: Path, overwrite: bool) -> Result:
@@ -393,10 +388,10 @@ def process_job(job_dir: Path, images_dir: Path, overwrite: bool) -> Result:
         done = {"jobs up to date": 1}
         if shape is None:
             shape = write_tensor(path, image_paths)
-            done = {"jobs written": 1, "bytes": path.stat().st_size}
+            done = {"jobs written": 1, "bytes": 4 * len(CHANNELS) * shape[0] * shape[1]}
         rows, counts = index_rows(catalog, jid, shape)
     except (DatasetError, OSError, MemoryError) as error:
-        return str(error)
+        return str(error) or type(error).__name__
     # As objects, floats are written in two thirds of the time, with the same digits.
     text = rows.astype(object).to_csv(header=False, index=False, lineterminator="\n")
     return text, counts + Counter(done)
@@ -409,6 +404,16 @@ def set_up_worker() -> None:
     threading.Thread(target=lambda: os._exit(parent.join() or 1), daemon=True).start()
 
 
+@contextmanager
+def last_interrupt() -> Iterator[None]:
+    """Ignore Ctrl-C after the first one: a second would leave workers behind that wait for ever."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise
+
+
 def run_locally(work: partial, job_dirs: list[Path], workers: int) -> Iterator[Result]:
     """Yield the results of all jobs, in order, from processes on this machine."""
     if workers == 1:  # in this process: a pool needs /dev/shm, which some containers lack
@@ -417,11 +422,13 @@ def run_locally(work: partial, job_dirs: list[Path], workers: int) -> Iterator[R
     gc.freeze()  # workers need not search for garbage in what was imported
     try:
         executor = ProcessPoolExecutor(workers, initializer=set_up_worker)
+        results = executor.map(work, job_dirs)
     except (OSError, ValueError) as error:
         reason = f"{workers} processes cannot be started: {error}"
         raise DatasetError(f"{reason}; try --workers 1") from error
     try:
-        yield from executor.map(work, job_dirs)
+        with last_interrupt():
+            yield from results
     except BrokenExecutor as error:
         raise DatasetError(f"a worker died (killed, or out of memory?); {GO_ON}") from error
     finally:
@@ -437,7 +444,7 @@ def run_on_dask(work: partial, job_dirs: list[Path], address: str) -> Iterator[R
     for name in ("asyncio", "distributed", "distributed.client", "tornado.application"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # they log tracebacks at a Ctrl-C
     try:
-        with Client(address, timeout=CONNECT_S) as client:
+        with Client(address, timeout=CONNECT_S) as client, last_interrupt():
             client.wait_for_workers(1, timeout=CONNECT_S)
             for future in client.map(work, job_dirs, pure=False):
                 yield future.result()
@@ -452,8 +459,7 @@ def write_index(
 ) -> dict[str, Counter[str]]:
     """Write the rows of all jobs as their results come; return the counts of each job in it.
 
-    Raises DatasetError if no job could be used or a tensor is missing; an index that was there
-    stays as it was.
+    Raises DatasetError if no job could be used or a tensor is missing; an earlier index then stays.
     """
     path, used = output_dir / INDEX_NAME, {}
     terminal = sys.stderr is not None and sys.stderr.isatty()
@@ -482,7 +488,7 @@ def remove_stale_tensors(images_dir: Path, used: Iterable[str], jobs: list[str])
     stale = {path.stem for path in images_dir.glob("*.npy")}.difference(used)
     for jid in stale.intersection(jobs):
         (images_dir / f"{jid}.npy").unlink()
-    if gone := sorted(stale.difference(jobs)):
+    if gone := sorted(stale.difference(jobs), key=natural_key):
         LOG.warning(
             f"{images_dir}: kept, though their jobs are not in the input folder; not in the index,"
             f" but the file set of croissant.json will include them: {', '.join(gone)}"
@@ -491,10 +497,7 @@ def remove_stale_tensors(images_dir: Path, used: Iterable[str], jobs: list[str])
 
 @contextmanager
 def exclusive_lock(folder: Path) -> Iterator[None]:
-    """Keep other runs out of a folder, and remove unfinished files on exit.
-
-    The lock ends with this process and its workers, however they end.
-    """
+    """Keep other runs out of a folder as long as this process lives; remove unfinished files."""
     with ExitStack() as stack:
         if fcntl:
             descriptor = os.open(folder, os.O_RDONLY)
@@ -509,15 +512,12 @@ def exclusive_lock(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            for path in (*folder.glob(f"{TEMPORARY}*"), *folder.glob(f"*/{TEMPORARY}*")):
+            for path in [*folder.glob(f"{TEMPORARY}*"), *folder.glob(f"*/{TEMPORARY}*")]:
                 path.unlink(missing_ok=True)
 
 
 def build_dataset(args: argparse.Namespace) -> tuple[dict[str, Counter[str]], int]:
-    """Make the dataset of all jobs, or bring it up to date.
-
-    Returns the counts of each job in the index, and the number of jobs that were left out.
-    """
+    """Make or update the dataset; return the counts of each job in it, and how many are not."""
     # Absolute, because the workers of Dask run in other folders.
     input_dir, output_dir = args.input_dir.absolute(), args.output_dir.absolute()
     images_dir, jobs = output_dir / IMAGES_DIR, find_jobs(input_dir)
@@ -563,17 +563,15 @@ def summarize(used: dict[str, Counter[str]], left_out: int, index_path: Path) ->
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Parse the command line; wrong usage ends the process with code 2."""
-    parser = argparse.ArgumentParser(
-        description="Turn RAPID job folders into image tensors and one index of candidates.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = argparse.ArgumentParser(description="Turn RAPID job folders into an AI-ready dataset.")
+    parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
     add = parser.add_argument
     add("-i", "--input_dir", type=Path, default="./mini_dataset", help="folder of the jid* folders")
     add("-o", "--output_dir", type=Path, default="./hackathon_dataset", help="dataset to write")
     add("--overwrite", action="store_true", help="rebuild the tensors that are up to date, too")
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     add = parser.add_mutually_exclusive_group().add_argument
-    # The default is a text, because argparse takes an equal number for an option that is not given.
+    # The default is a text: argparse takes an equal number for an option that was not given.
     add("--workers", type=int, default=str(cpus), help="processes on this machine")
     add("--scheduler", help="address of a Dask scheduler, whose workers do the work instead")
     args = parser.parse_args(argv)
@@ -592,6 +590,9 @@ def main(argv: list[str] | None = None) -> int:
         used, left_out = build_dataset(args)
         summary = summarize(used, left_out, args.output_dir / INDEX_NAME)
         print(f"{summary} in {time.monotonic() - start:.1f} s", flush=True)
+    except (BrokenPipeError, UnicodeEncodeError) as error:  # the dataset is complete all the same
+        LOG.warning(f"the summary cannot be printed: {error}")
+        sys.stdout = None  # else Python tries again on exit, and fails
     except (DatasetError, OutputError, OSError) as error:
         LOG.error(error)
         return 1

@@ -2,10 +2,16 @@
 
 import argparse
 import json
+import os
+import signal
 import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,12 +24,13 @@ import generate_croissant
 import test_croissant_dataset
 
 LIMIT_S = 40  # on every wait: many times what it takes
-STEMS = tuple(create_dataset.CHANNELS.values())
+STEMS = tuple(stems[0] for stems in create_dataset.CHANNELS.values())
 SHAPE = (72, 80)  # height and width of the images, pixels: not square, to tell x from y
 CUT_HEADER = b"\x93NUMPY\x01\x00v\x00" + b"{'descr': '<f4', 'fortran_order': Fal".ljust(117) + b"\n"
 FINDER_COLUMNS = (
     "id xcentroid ycentroid sharpness roundness1 roundness2 npix peak flux mag daofind_mag".split()
 )
+STARTED: list[subprocess.Popen] = []  # processes of the running test
 RAI = {  # what a user may say with --rai: two misnamed terms, and those that NeurIPS requires
     "rai:dataBiases": ["One filter.", "Bright sources only."],
     "rai:dataCollectionTimeframe": ["2026-10-01", "2026-10-31"],
@@ -108,15 +115,67 @@ def wait_for(condition: Callable[[], object], limit_s: float = LIMIT_S) -> None:
         time.sleep(0.001)
 
 
-def finish(process: subprocess.Popen) -> tuple[int, str]:
-    """Wait for a run and return its exit code and its stderr, in which no traceback may be."""
-    try:
-        _, error = process.communicate(timeout=LIMIT_S)
-    finally:
-        with process:
+class Finished(NamedTuple):
+    """How a process ended and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+def run(script: ModuleType, *options: str | Path) -> int:
+    """Run the command line of a script in this process and return its exit code."""
+    return script.main([str(option) for option in options])
+
+
+def start(
+    script: str | Path,
+    *options: str | Path,
+    prefix: tuple[str, ...] = (),
+    sigint: signal.Handlers = signal.SIG_DFL,
+    **settings: object,
+) -> subprocess.Popen:
+    """Start a Python file (or `-c` and a source) as a real process in a group of its own.
+
+    It heeds Ctrl-C even if this process ignores it, as it does after `nohup ... &`. The end of the
+    test ends it.
+    """
+    STARTED.append(
+        subprocess.Popen(
+            [*prefix, sys.executable, script, *options],
+            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **settings},
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, sigint),
+        )
+    )
+    return STARTED[-1]
+
+
+def finish(process: subprocess.Popen) -> Finished:
+    """Wait for a process; there may be no traceback in what it printed."""
+    with process:
+        try:
+            out, err = process.communicate(timeout=LIMIT_S)
+        finally:
             process.kill()
-    assert "Traceback" not in error
-    return process.returncode, error
+    assert "Traceback" not in (err or "")
+    return Finished(process.returncode, out or "", err or "")
+
+
+@pytest.fixture(autouse=True)
+def _end_processes() -> Iterator[None]:
+    """Kill what a test started and left."""
+    yield
+    for process in STARTED:
+        with process, suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+    STARTED.clear()
+
+
+def edit_index(dataset: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
+    """Rewrite the index of a dataset; `change` gets its table and returns the new one."""
+    path = dataset / "master_index.csv"
+    change(pd.read_csv(path)).to_csv(path, index=False)
 
 
 def state_of(path: Path) -> tuple[str, str]:

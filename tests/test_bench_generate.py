@@ -1,11 +1,10 @@
 """The benchmark of generate_croissant.py as a real process: the lines of its table, no times."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from conftest import LIMIT_S, finish, start
 
 SCRIPT = Path(__file__).parent / "benchmarks" / "bench_generate_croissant.py"
 ROWS = [
@@ -15,14 +14,13 @@ ROWS = [
 ]
 
 
-def run(*options: str | Path) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, SCRIPT, *options], capture_output=True, text=True)
-
-
 def test_every_figure_has_its_line_in_order(tmp_path):
-    done = run("--rows", "200", "--images", "3", "--rounds", "2", "--work_dir", tmp_path)
-    assert done.returncode == 0, done.stderr
-    head, columns, *lines = done.stdout.splitlines()
+    sizes = "--rows", "200", "--images", "3"
+    process = start(SCRIPT, *sizes, "--rounds", "2", "--work_dir", tmp_path)
+    process.wait(3 * LIMIT_S)
+    done = finish(process)
+    assert done.code == 0, done.err
+    head, columns, *lines = done.out.splitlines()
     assert head == "generate_croissant.py: 200 rows, 3 tensors; rounds 2"
     assert columns.split() == ["median", "min", "max"]
     assert [line for line in lines if not line.startswith(" ")] == ["speed", "memory", "growth"]
@@ -43,6 +41,6 @@ def test_every_figure_has_its_line_in_order(tmp_path):
     ],
 )
 def test_wrong_usage_is_exit_code_2(options, message):
-    done = run(*options)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert message in done.stderr
+    done = finish(start(SCRIPT, *options))
+    assert (done.code, done.out) == (2, "")
+    assert message in done.err

@@ -1,11 +1,10 @@
 """The benchmark of training as a real process on tiny jobs: the lines of its table, no times."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from conftest import LIMIT_S, finish, start
 
 SCRIPT = Path(__file__).parent / "benchmarks" / "bench_training.py"
 SECTIONS = {
@@ -17,15 +16,13 @@ SECTIONS = {
 }
 
 
-def run(*options: str | Path) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, SCRIPT, *options], capture_output=True, text=True)
-
-
 def test_every_figure_has_its_line_in_order(tmp_path):
-    sizes = "--jobs", "3", "--size", "512", "--candidates", "150"
-    done = run(*sizes, "--epochs", "1", "--rounds", "1", "--work_dir", tmp_path)
-    assert done.returncode == 0, done.stderr
-    data, settings, columns, *lines = done.stdout.splitlines()
+    sizes = "--jobs", "3", "--size", "512", "--candidates", "150", "--epochs", "1", "--rounds", "1"
+    process = start(SCRIPT, *sizes, "--work_dir", tmp_path)
+    process.wait(3 * LIMIT_S)
+    done = finish(process)
+    assert done.code == 0, done.err
+    data, settings, columns, *lines = done.out.splitlines()
     found = r"3 jobs of 512 x 512 pixels, 50 of 150 candidates to train on"
     assert data == f"test_croissant_dataset.py: {found}"
     textbook = r"epochs 1, rounds 1; textbook float32, batch 16"
@@ -54,13 +51,14 @@ def test_every_figure_has_its_line_in_order(tmp_path):
     ],
 )
 def test_wrong_usage_is_exit_code_2(options, message):
-    done = run(*options)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert message in done.stderr
+    done = finish(start(SCRIPT, *options))
+    assert (done.code, done.out) == (2, "")
+    assert message in done.err
 
 
 def test_a_missing_dataset_is_exit_code_1(tmp_path):
-    done = run("--dataset_dir", tmp_path / "nowhere", "--work_dir", tmp_path)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert re.search(r"ERROR: .*nowhere: no croissant\.json there", done.stderr)
+    options = "--dataset_dir", tmp_path / "nowhere", "--work_dir", tmp_path
+    done = finish(start(SCRIPT, *options))
+    assert (done.code, done.out) == (1, "")
+    assert re.search(r"ERROR: .*nowhere: no croissant\.json there", done.err)
     assert list(tmp_path.iterdir()) == []

@@ -3,15 +3,11 @@
 import re
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 from benchmarks import bench_create_dataset as bench
-from conftest import write_job
-
-import create_dataset
+from conftest import LIMIT_S, STEMS, finish, run, start, wait_for, write_job
 
 ROWS = {  # line of the table: whether it has a spread
     "textbook, s": True,
@@ -31,21 +27,19 @@ ROWS = {  # line of the table: whether it has a spread
 }
 
 
-def command(work_dir: Path, *options: str | Path) -> list[str | Path]:
-    return [sys.executable, bench.__file__, "--work_dir", work_dir, "--jobs", "2", *options]
-
-
-def run(work_dir: Path, *options: str | Path) -> subprocess.CompletedProcess:
-    return subprocess.run(command(work_dir, *options), capture_output=True, text=True)
+def start_bench(work_dir: Path, *options: str | Path) -> subprocess.Popen:
+    return start(bench.__file__, "--work_dir", work_dir, "--jobs", "2", *options)
 
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory) -> list[str]:
     folder = tmp_path_factory.mktemp("bench")
-    done = run(folder, "--size", "256", "--pairs", "2", "--small_jobs", "20")
-    assert done.returncode == 0, done.stderr
+    process = start_bench(folder, "--size", "256", "--pairs", "2", "--small_jobs", "20")
+    process.wait(3 * LIMIT_S)
+    done = finish(process)
+    assert done.code == 0, done.err
     assert list(folder.iterdir()) == []
-    return done.stdout.splitlines()
+    return done.out.splitlines()
 
 
 def test_heading_tells_what_was_measured(table):
@@ -77,7 +71,7 @@ def test_peaks_are_those_of_processes_that_hold_numpy(table):
 
 
 def test_image_names_are_those_of_create_dataset():
-    assert [f"{stem}.fits" for stem in create_dataset.CHANNELS.values()] == bench.IMAGE_NAMES
+    assert [f"{stem}.fits" for stem in STEMS] == bench.IMAGE_NAMES
 
 
 def test_pace_takes_each_tenth_by_itself(tmp_path):
@@ -107,24 +101,21 @@ def test_a_command_that_fails_is_named_with_what_it_said(tmp_path):
         job = write_job(tmp_path / "jobs", jid)
     (job / "psfcat.csv").unlink()
     (tmp_path / "work").mkdir()
-    done = run(tmp_path / "work", "--jobs_dir", tmp_path / "jobs")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert re.search(r"ERROR: ours: exit code 1 of .*create_dataset\.py", done.stderr)
-    assert "ERROR: jid002 left out: " in done.stderr
+    done = finish(start_bench(tmp_path / "work", "--jobs_dir", tmp_path / "jobs"))
+    assert (done.code, done.out) == (1, "")
+    assert re.search(r"ERROR: ours: exit code 1 of .*create_dataset\.py", done.err)
+    assert "ERROR: jid002 left out: " in done.err
     assert list((tmp_path / "work").iterdir()) == []
 
 
 def test_ctrl_c_is_130_and_leaves_nothing(tmp_path):
-    process = subprocess.Popen(
-        command(tmp_path, "--size", "256"), stderr=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    while not list(tmp_path.glob("*/simulated")):
-        assert process.poll() is None
-        time.sleep(0.02)
+    process = start_bench(tmp_path, "--size", "256")
+    wait_for(lambda: list(tmp_path.glob("*/simulated")))
+    assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate()
-    assert (process.returncode, out) == (130, b"")
-    assert b"interrupted" in err
+    done = finish(process)
+    assert (done.code, done.out) == (130, "")
+    assert "interrupted" in done.err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -138,5 +129,5 @@ def test_ctrl_c_is_130_and_leaves_nothing(tmp_path):
 )
 def test_wrong_usage_is_exit_code_2(options, message, capsys):
     with pytest.raises(SystemExit, match="2"):
-        bench.main(list(options))
+        run(bench, *options)
     assert message in capsys.readouterr().err

@@ -4,14 +4,12 @@ import hashlib
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import describe, description_of
+from conftest import describe, description_of, edit_index, finish, run, start
 
 import create_dataset
 import generate_croissant
@@ -138,7 +136,7 @@ def test_images_have_checksums_where_asked_for(dataset):
 
 def test_a_job_without_candidates_has_a_tensor_and_a_row(raw, tmp_path, capsys):
     (raw / "jid002" / "psfcat.csv").write_text("id,x,y,match\n")
-    create_dataset.main(["-i", str(raw), "-o", str(tmp_path / "out")])
+    assert run(create_dataset, "-i", raw, "-o", tmp_path / "out") == 0
     assert describe(tmp_path / "out") == 0
     text = description_of(tmp_path / "out")["description"]
     assert "3 image-differencing jobs" in text
@@ -180,12 +178,10 @@ def test_description_counts(dataset, capsys):
 
 
 def test_empty_cells_and_class_balance_are_counted(dataset):
-    index = pd.read_csv(dataset / "master_index.csv")
-    index.loc[:2, "npix"] = np.nan
-    index.to_csv(dataset / "master_index.csv", index=False)
+    edit_index(dataset, lambda index: index.assign(npix=index["npix"].mask(index.index < 3)))
     assert describe(dataset) == 0
     description = description_of(dataset)
-    empty = index["mag"].isna().sum()
+    empty = pd.read_csv(dataset / "master_index.csv")["mag"].isna().sum()
     assert description["rai:dataCollectionMissingData"] == (
         f"Empty cells among 48 candidates: npix 3 (6.2%), mag {empty} ({empty / 48:.1%})."
     )
@@ -193,8 +189,7 @@ def test_empty_cells_and_class_balance_are_counted(dataset):
 
 
 def test_no_empty_cell_is_said_too(dataset):
-    index = pd.read_csv(dataset / "master_index.csv").fillna(1.0)
-    index.to_csv(dataset / "master_index.csv", index=False)
+    edit_index(dataset, lambda index: index.fillna(1.0))
     assert describe(dataset) == 0
     text = description_of(dataset)["rai:dataCollectionMissingData"]
     assert text == "Empty cells among 48 candidates: none."
@@ -224,13 +219,9 @@ def test_counts_do_not_depend_on_the_parts_in_which_the_index_is_read(described,
 def test_other_processes_write_the_same_bytes(described):
     before = (described / "croissant.json").read_bytes()
     for seed in ("1", "2"):
-        subprocess.run(
-            [sys.executable, SCRIPT, "-c", "master_index.csv", "-o", "croissant.json"],
-            cwd=described,
-            env={**os.environ, "PYTHONHASHSEED": seed, "TZ": f"UTC{seed}"},
-            check=True,
-            capture_output=True,
-        )
+        env = {**os.environ, "PYTHONHASHSEED": seed, "TZ": f"UTC{seed}"}
+        options = "-c", "master_index.csv", "-o", "croissant.json"
+        assert finish(start(SCRIPT, *options, cwd=described, env=env)).code == 0
         assert (described / "croissant.json").read_bytes() == before
 
 

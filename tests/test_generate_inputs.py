@@ -2,14 +2,12 @@
 
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import CUT_HEADER, describe, finish
+from conftest import CUT_HEADER, describe, edit_index, finish, start
 
 import generate_croissant
 from generate_croissant import INDEX_COLUMNS
@@ -17,22 +15,22 @@ from generate_croissant import INDEX_COLUMNS
 SCRIPT = Path(generate_croissant.__file__)
 
 
-def edit(dataset: Path, old: str, new: str) -> None:
+def end_rows(dataset: Path, end: str, count: int) -> None:
+    """Write something behind so many rows, -1 for all: more fields than a table can hold."""
     csv_path = dataset / "master_index.csv"
-    text = csv_path.read_text()
-    assert old in text
-    csv_path.write_text(text.replace(old, new, 1))
+    csv_path.write_text(csv_path.read_text().replace(".npy\n", f".npy{end}\n", count))
 
 
-def set_cell(dataset: Path, column: str, value: object) -> None:
-    index = pd.read_csv(dataset / "master_index.csv").astype({column: object})
-    index.loc[1, column] = value
-    index.to_csv(dataset / "master_index.csv", index=False)
+def set_cell(dataset: Path, column: str, value: object, row: int = 1) -> None:
+    """Change a cell of the index; the others of its column are objects, to keep their text."""
+    cells = {column: lambda index: index[column].astype(object).where(index.index != row, value)}
+    edit_index(dataset, lambda index: index.assign(**cells))
 
 
-def set_column(dataset: Path, column: str, value: object) -> None:
-    index = pd.read_csv(dataset / "master_index.csv")
-    index.assign(**{column: value}).to_csv(dataset / "master_index.csv", index=False)
+def rename_job(dataset: Path, jid: str) -> None:
+    """Give the first candidate another job."""
+    set_cell(dataset, "jid", jid, row=0)
+    set_cell(dataset, "image_filename", f"images/{jid}.npy", row=0)
 
 
 def tensor(dataset: Path) -> Path:
@@ -56,23 +54,32 @@ BAD_DATASETS = {
         lambda d: (d / "master_index.csv").write_text(",".join(INDEX_COLUMNS) + "\n"),
         "no candidates in it",
     ),
-    "column missing": (lambda d: edit(d, "flux", "flax"), "missing flux; not expected flax"),
+    "column missing": (
+        lambda d: edit_index(d, lambda index: index.rename(columns={"flux": "flax"})),
+        "missing flux; not expected flax",
+    ),
     "column extra": (
-        lambda d: set_column(d, "snr", 5),
+        lambda d: edit_index(d, lambda index: index.assign(snr=5)),
         "not the columns of master_index.csv: not expected snr",
     ),
-    "column twice": (lambda d: edit(d, "peak,flux", "flux,flux"), "missing peak; twice flux"),
-    "order": (lambda d: edit(d, "peak,flux", "flux,peak"), "out of order; expected id, jid, x"),
+    "column twice": (
+        lambda d: edit_index(d, lambda index: index.rename(columns={"peak": "flux"})),
+        "missing peak; twice flux",
+    ),
+    "order": (
+        lambda d: edit_index(d, lambda i: i.rename(columns={"peak": "flux", "flux": "peak"})),
+        "out of order; expected id, jid, x",
+    ),
     "text in a number": (
         lambda d: set_cell(d, "flux", "big"),
         "1 rows with a flux that is no number; the first is row 2: id 2.0, jid jid001, flux big",
     ),
     "a column of texts": (
-        lambda d: set_column(d, "peak", "high"),
+        lambda d: edit_index(d, lambda index: index.assign(peak="high")),
         "48 rows with a peak that is no number",
     ),
     "a column of truth values": (
-        lambda d: set_column(d, "label", True),
+        lambda d: edit_index(d, lambda index: index.assign(label=True)),
         "48 rows with a label that is no number",
     ),
     "no position": (lambda d: set_cell(d, "x", np.nan), "1 rows with no finite x; the first"),
@@ -101,18 +108,13 @@ BAD_DATASETS = {
         lambda d: set_cell(d, "image_filename", "images/jid002.npy"),
         WRONG_PATH,
     ),
-    "job out of the folder": (
-        lambda d: edit(d, "jid001", "jid/../x") or edit(d, "images/jid001", "images/jid/../x"),
-        NO_JOB,
-    ),
+    "job out of the folder": (lambda d: rename_job(d, "jid/../x"), NO_JOB),
     "job that is no text": (
-        lambda d: edit(d, "jid001", "001") or edit(d, "images/jid001", "images/001"),
+        lambda d: rename_job(d, "001"),
         f"{NO_JOB}; the first is row 1: id 1.0, jid 001",
     ),
     "all rows too long": (
-        lambda d: (d / "master_index.csv").write_text(
-            (d / "master_index.csv").read_text().replace("npy\n", "npy,\n")
-        ),
+        lambda d: end_rows(d, ",", count=-1),
         "not a readable CSV file: Error tokenizing data. C error: Expected 16 fields in line 2",
     ),
     "candidate off its image": (
@@ -135,10 +137,7 @@ BAD_DATASETS = {
         lambda d: np.save(tensor(d), np.zeros((0, 80, 4), "f4")),
         "jid002.npy: float32 (0, 80, 4); expected",
     ),
-    "rows too long": (
-        lambda d: edit(d, "images/jid001.npy", "images/jid001.npy,9"),
-        "not a readable CSV file",
-    ),
+    "rows too long": (lambda d: end_rows(d, ",9", count=1), "not a readable CSV file"),
     "key twice": (
         lambda d: set_cell(d, "id", 1.0),
         "1 rows with jid and id of another row; the first is row 2: jid jid001, id 1.0",
@@ -215,23 +214,20 @@ def test_a_long_list_of_bad_tensors_is_cut_short(dataset, capsys):
 
 def test_a_wrong_row_is_named_by_its_place_in_the_whole_index(dataset, capsys, monkeypatch):
     monkeypatch.setattr(generate_croissant, "PART_ROWS", 5)
-    index = pd.read_csv(dataset / "master_index.csv")
-    index.loc[17, "label"] = 7
-    index.to_csv(dataset / "master_index.csv", index=False)
+    set_cell(dataset, "label", 7, row=17)
     assert describe(dataset) == 1
     assert "the first is row 18: id 6.0, jid jid002, label 7" in capsys.readouterr().err
 
 
 def test_a_key_that_occurs_in_two_parts_of_the_index_is_found(dataset, capsys, monkeypatch):
     monkeypatch.setattr(generate_croissant, "PART_ROWS", 5)
-    index = pd.read_csv(dataset / "master_index.csv")
-    pd.concat([index, index[:1]]).to_csv(dataset / "master_index.csv", index=False)
+    edit_index(dataset, lambda index: pd.concat([index, index[:1]]))
     assert describe(dataset) == 1
     assert "the first is row 49: jid jid001, id 1.0" in capsys.readouterr().err
 
 
 def test_ids_may_be_missing_or_the_same_in_two_jobs(dataset):
-    set_column(dataset, "id", [None, None, *range(46)])
+    edit_index(dataset, lambda index: index.assign(id=[None, None, *range(46)]))
     assert describe(dataset) == 0
 
 
@@ -275,21 +271,16 @@ def test_an_output_in_a_folder_that_is_not_there(dataset, capsys):
 
 
 def test_a_folder_without_write_permission(dataset):
-    prefix = []
+    prefix = ()
     if os.geteuid() == 0:  # root writes everywhere, unless it gives that up
-        prefix = ["setpriv", "--bounding-set", "-dac_override"]
+        prefix = ("setpriv", "--bounding-set", "-dac_override")
         if not shutil.which("setpriv"):
             pytest.skip("no setpriv, which takes root's right to write everywhere")
     dataset.chmod(0o555)
-    done = subprocess.run(
-        [*prefix, sys.executable, SCRIPT, "-c", "master_index.csv", "-o", "croissant.json"],
-        cwd=dataset,
-        capture_output=True,
-        text=True,
-    )
+    options = "-c", "master_index.csv", "-o", "croissant.json"
+    done = finish(start(SCRIPT, *options, prefix=prefix, cwd=dataset))
     dataset.chmod(0o755)
-    message = "ERROR: croissant.json: cannot be written: Permission denied\n"
-    assert (done.returncode, done.stdout, done.stderr) == (1, "", message)
+    assert done == (1, "", "ERROR: croissant.json: cannot be written: Permission denied\n")
 
 
 def test_ctrl_c_is_130_and_leaves_nothing(dataset, capsys, monkeypatch):
@@ -303,27 +294,22 @@ def test_ctrl_c_is_130_and_leaves_nothing(dataset, capsys, monkeypatch):
 
 
 def test_ctrl_c_while_the_index_is_read_is_130(dataset):
-    text = (dataset / "master_index.csv").read_text()
-    header, row = text.splitlines()[:2]
-    rows = (row.replace("1.0,", f"{number}.0,", 1) for number in range(1, 150_000))
-    with (dataset / "master_index.csv").open("w") as handle:
-        handle.write("\n".join([header, *rows, ""]))
+    ids = np.arange(1.0, 150_000)
+    edit_index(dataset, lambda index: index.loc[np.zeros(len(ids), int)].assign(id=ids))
     source = (
-        "import os, signal, sys, threading; sys.path.insert(0, sys.argv[1]);"
+        "import os, signal, sys; sys.path.insert(0, sys.argv[1]);"
         "import generate_croissant as g; rows = g.checked_rows;"
         "g.checked_rows = lambda part: os.kill(os.getpid(), signal.SIGINT) or rows(part);"
         "sys.exit(g.main(['-c', 'master_index.csv', '-o', 'croissant.json']))"
     )
-    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen([sys.executable, "-c", source, SCRIPT.parent], cwd=dataset, **pipes)
-    assert finish(process) == (130, "ERROR: interrupted: nothing was written\n")
+    done = finish(start("-c", source, SCRIPT.parent, cwd=dataset))
+    assert done == (130, "", "ERROR: interrupted: nothing was written\n")
     assert sorted(path.name for path in dataset.iterdir()) == ["images", "master_index.csv"]
 
 
 def test_candidates_at_the_very_edges_of_their_image(dataset):
-    index = pd.read_csv(dataset / "master_index.csv")
-    index.loc[:3, "x"], index.loc[:3, "y"] = [-0.5, 79.49, -0.5, 79.49], [-0.5, -0.5, 71.49, 71.49]
-    index.to_csv(dataset / "master_index.csv", index=False)
+    x, y = [-0.5, 79.49, -0.5, 79.49], [-0.5, -0.5, 71.49, 71.49]
+    edit_index(dataset, lambda i: i.assign(x=[*x, *i["x"][4:]], y=[*y, *i["y"][4:]]))
     assert describe(dataset) == 0
 
 
@@ -336,10 +322,5 @@ def test_a_name_that_is_no_text_of_unicode(dataset, capsys):
 
 def test_ctrl_c_while_the_script_is_imported_is_130(dataset, tmp_path):
     (tmp_path / "mlcroissant.py").write_text("import signal; signal.raise_signal(signal.SIGINT)")
-    done = subprocess.run(
-        [sys.executable, SCRIPT],
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+    process = start(SCRIPT, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert finish(process) == (130, "", "")

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import mlcroissant as mlc
 import numpy as np
-import pandas as pd
 import pytest
-from conftest import RAI, contents, describe, description_of
+from conftest import RAI, contents, describe, description_of, edit_index, run
 
 import generate_croissant
 
@@ -232,8 +231,8 @@ def test_base_url_makes_the_url_of_the_index_absolute(described, tmp_path):
     moved = described / "my index.csv"
     shutil.copyfile(described / "master_index.csv", moved)
     output = tmp_path / "for_publication.json"
-    options = ["-c", str(moved), "-o", str(output), "--base_url", "https://a.org/d/"]
-    assert generate_croissant.main(options) == 0
+    options = "-c", moved, "-o", output, "--base_url", "https://a.org/d/"
+    assert run(generate_croissant, *options) == 0
     index, tensors = json.loads(output.read_text())["distribution"]
     assert index["contentUrl"] == "https://a.org/d/my%20index.csv"
     assert tensors["includes"] == "images/*.npy"
@@ -252,7 +251,7 @@ def test_an_output_above_the_dataset(dataset, tmp_path, folder):
     (tmp_path / "top" / folder).parent.mkdir(parents=True)
     moved = dataset.rename(tmp_path / "top" / folder)
     output = tmp_path / "top" / "croissant.json"
-    assert generate_croissant.main(["-c", f"{moved}/master_index.csv", "-o", str(output)]) == 0
+    assert run(generate_croissant, "-c", moved / "master_index.csv", "-o", output) == 0
     index, tensors = json.loads(output.read_text())["distribution"]
     assert index["contentUrl"] == f"{folder}/master_index.csv"
     found = sorted(output.parent.glob(tensors["includes"]))
@@ -269,9 +268,8 @@ def test_an_index_that_is_a_link(dataset, tmp_path):
 
 @pytest.mark.parametrize("output", ["elsewhere/croissant.json", "dataset/images/croissant.json"])
 def test_an_output_elsewhere_is_wrong_usage(dataset, tmp_path, capsys, output):
-    arguments = ["-c", str(dataset / "master_index.csv"), "-o", str(tmp_path / output)]
     with pytest.raises(SystemExit, match="2"):
-        generate_croissant.main(arguments)
+        run(generate_croissant, "-c", dataset / "master_index.csv", "-o", tmp_path / output)
     assert f"--output must lie in {dataset} or above it" in capsys.readouterr().err
 
 
@@ -303,14 +301,8 @@ def edit_json(dataset: Path, old: str, new: str) -> None:
     (dataset / "croissant.json").write_text(text.replace(old, new, 1))
 
 
-def drop_a_row(dataset: Path) -> None:
-    index = pd.read_csv(dataset / "master_index.csv")
-    index.drop(index=20).to_csv(dataset / "master_index.csv", index=False)
-
-
 def drop_a_job(dataset: Path) -> None:
-    index = pd.read_csv(dataset / "master_index.csv")
-    index[index["jid"] != "jid003"].to_csv(dataset / "master_index.csv", index=False)
+    edit_index(dataset, lambda index: index[index["jid"] != "jid003"])
     (dataset / "images" / "jid003.npy").unlink()
 
 
@@ -325,7 +317,7 @@ def replace_tensor(dataset: Path, *shape: int) -> None:
 IMAGES = "recordSet/images/data"
 CHANGES = {
     "a row less": (
-        drop_a_row,
+        lambda d: edit_index(d, lambda index: index.drop(index=20)),
         [
             "distribution/master-index/contentSize is ",
             "distribution/master-index/sha256 is ",
@@ -416,10 +408,9 @@ def test_check_leaves_the_words_to_the_author(described):
 
 def test_check_of_a_dataset_that_was_moved_from_below_its_description(dataset, tmp_path, capsys):
     output = tmp_path / "croissant.json"
-    arguments = ["-c", str(dataset / "master_index.csv"), "-o", str(output)]
-    assert generate_croissant.main(arguments) == 0
+    assert run(generate_croissant, "-c", dataset / "master_index.csv", "-o", output) == 0
     moved = dataset.rename(tmp_path / "moved") / "master_index.csv"
-    assert generate_croissant.main(["-c", str(moved), "-o", str(output), "--check"]) == 1
+    assert run(generate_croissant, "-c", moved, "-o", output, "--check") == 1
     message = "contentUrl is moved/master_index.csv, described as dataset/master_index.csv"
     assert message in capsys.readouterr().err
 

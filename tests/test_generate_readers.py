@@ -1,6 +1,5 @@
 """What other programs make of croissant.json: mlcroissant, rdflib and TensorFlow Datasets."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import rdflib
-from conftest import describe, description_of
+from conftest import describe, description_of, finish, start
 from mlcroissant._src import datasets
 from rdflib.namespace import RDF
 
@@ -46,10 +45,9 @@ def records(dataset: Path, record_set: str) -> list[dict]:
 
 def validate(dataset: Path) -> str:
     validator = Path(sys.executable).with_name("mlcroissant")
-    arguments = [validator, "validate", "--jsonld", dataset / "croissant.json"]
-    done = subprocess.run(arguments, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stderr
+    done = finish(start(validator, "validate", "--jsonld", dataset / "croissant.json"))
+    assert done.code == 0, done.err
+    return done.err
 
 
 def test_mlcroissant_has_nothing_to_say_where_everything_is_given(complete):

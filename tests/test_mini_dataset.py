@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from astropy.io import fits
 from astropy.stats import mad_std
-from conftest import FINDER_COLUMNS, STEMS, contents
+from conftest import FINDER_COLUMNS, STEMS, contents, run
 
 import create_dataset
 
@@ -16,7 +16,7 @@ SIZE = 256
 
 
 def simulate(folder: Path, *options: str) -> int:
-    return simulator.main(["-o", str(folder), "-s", str(SIZE), "-n", "2", *options])
+    return run(simulator, "-o", folder, "-s", str(SIZE), "-n", "2", *options)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_both_layouts_are_written_and_read(jobs, tmp_path):
     assert list(finder) == FINDER_COLUMNS
     assert sorted(two["id"]) == sorted(finder["id"])
     assert two["id"].tolist() != finder["id"].tolist()
-    assert create_dataset.main(["-i", str(jobs), "-o", str(tmp_path / "out")]) == 0
+    assert run(create_dataset, "-i", jobs, "-o", tmp_path / "out") == 0
     assert len(pd.read_csv(tmp_path / "out" / "master_index.csv")) == len(one) + len(two)
 
 

@@ -2,13 +2,13 @@
 
 import ast
 import re
-import subprocess
 import sys
 import tomllib
 from itertools import combinations
 from pathlib import Path
 
 import pytest
+from conftest import finish, start
 
 import create_dataset
 import generate_croissant
@@ -95,10 +95,7 @@ def test_every_requirement_has_a_lower_and_an_upper_bound(path):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_importing_a_script_runs_nothing(script, tmp_path):
     command = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {script[:-3]}"
-    done = subprocess.run(
-        [sys.executable, "-c", command], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert finish(start("-c", command, cwd=tmp_path)) == (0, "", "")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -112,10 +109,9 @@ def test_readme_begins_with_two_commands():
 
 @pytest.mark.parametrize("script", (*SCRIPTS, "tests/make_mini_dataset.py"))
 def test_readme_names_every_option(script):
-    done = subprocess.run(
-        [sys.executable, ROOT / script, "--help"], capture_output=True, text=True, check=True
-    )
-    options = set(re.findall(r"--[a-z][a-z0-9_]+", done.stdout)) - {"--help"}
+    done = finish(start(ROOT / script, "--help"))
+    assert (done.code, done.err) == (0, "")
+    options = set(re.findall(r"--[a-z][a-z0-9_]+", done.out)) - {"--help"}
     assert options
     for option in options:
         assert f"`{option}`" in README

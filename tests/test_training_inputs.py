@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import CUT_HEADER, describe, write_job
+from conftest import CUT_HEADER, describe, edit_index, make_catalog, make_images, run, write_job
 
 import create_dataset
 import test_croissant_dataset as training
 
 
-def run(dataset: Path, *options: str) -> int:
-    return training.main(["-d", str(dataset), "--epochs", "1", *options])
+def train(dataset: Path, *options: str) -> int:
+    return run(training, "-d", dataset, "--epochs", "1", *options)
 
 
 def edit_json(dataset: Path, change: Callable[[dict], object]) -> None:
@@ -41,20 +41,22 @@ def edit_file(dataset: Path, **values: object) -> None:
     edit_json(dataset, lambda description: description["distribution"][0].update(values))
 
 
+def edit_and_describe(dataset: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
+    edit_index(dataset, change)
+    assert describe(dataset) == 0
+
+
+def edit_and_hash(dataset: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
+    """Change the index and its checksum, past what generate_croissant.py would refuse."""
+    edit_index(dataset, change)
+    content = (dataset / "master_index.csv").read_bytes()
+    edit_file(dataset, sha256=hashlib.sha256(content).hexdigest())
+
+
 def edit_cell(dataset: Path, column: str, value: object) -> None:
-    """Change a cell of the index and its checksum, past what generate_croissant.py would refuse."""
-    csv_path = dataset / "master_index.csv"
-    index = pd.read_csv(csv_path, dtype=object)
-    index.loc[3, column] = value
-    index.to_csv(csv_path, index=False)
-    edit_file(dataset, sha256=hashlib.sha256(csv_path.read_bytes()).hexdigest())
-
-
-def empty_index(dataset: Path) -> None:
-    """Leave the header of the index alone, which generate_croissant.py would refuse."""
-    csv_path = dataset / "master_index.csv"
-    pd.read_csv(csv_path)[:0].to_csv(csv_path, index=False)
-    edit_file(dataset, sha256=hashlib.sha256(csv_path.read_bytes()).hexdigest())
+    """Change a cell of the index; the others of its column are objects, to keep their text."""
+    cells = {column: lambda index: index[column].astype(object).where(index.index != 3, value)}
+    edit_and_hash(dataset, lambda index: index.assign(**cells))
 
 
 def put_index_into_archive(dataset: Path) -> None:
@@ -66,13 +68,6 @@ def put_index_into_archive(dataset: Path) -> None:
     packed |= {"encodingFormat": "application/zip", "sha256": digest}
     edit_json(dataset, lambda description: description["distribution"].append(packed))
     edit_file(dataset, containedIn={"@id": "zip"})
-
-
-def edit_index(dataset: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
-    """Change the index and describe the dataset again."""
-    csv_path = dataset / "master_index.csv"
-    change(pd.read_csv(csv_path)).to_csv(csv_path, index=False)
-    assert describe(dataset) == 0
 
 
 def tensor_of(dataset: Path) -> Path:
@@ -185,16 +180,19 @@ DAMAGES = {
         *(TENSORS, "jid002.npy: not a readable tensor: there is no such file"),
     ),
     "only bogus": (
-        lambda d: edit_index(d, lambda index: index.assign(label=0, match=-1.0)),
+        lambda d: edit_and_describe(d, lambda index: index.assign(label=0, match=-1.0)),
         *(CLASSES, "0 of 48 candidates are real; both classes are needed"),
     ),
     "only real": (
-        lambda d: edit_index(d, lambda index: index.assign(label=1, match=5.0)),
+        lambda d: edit_and_describe(d, lambda index: index.assign(label=1, match=5.0)),
         *(CLASSES, "48 of 48 candidates are real; both classes are needed"),
     ),
-    "no candidate": (empty_index, CLASSES, "0 of 0 candidates are real; both classes are needed"),
+    "no candidate": (
+        lambda d: edit_and_hash(d, lambda index: index[:0]),
+        *(CLASSES, "0 of 0 candidates are real; both classes are needed"),
+    ),
     "one candidate": (
-        lambda d: edit_index(d, lambda index: index[:1]),
+        lambda d: edit_and_describe(d, lambda index: index[:1]),
         *(CLASSES, "0 of 1 candidates are real; both classes are needed"),
     ),
     "no position": (
@@ -286,7 +284,7 @@ DAMAGES = {
 def test_damage_is_named_and_exit_code_1(described, capsys, damage, claim, message):
     damage(described)
     capsys.readouterr()
-    assert run(described) == 1
+    assert train(described) == 1
     captured = capsys.readouterr()
     assert message in captured.err
     failed = [line for line in captured.out.splitlines() if line.startswith("  no ")]
@@ -298,7 +296,7 @@ def test_all_that_does_not_hold_is_named_at_once(described, capsys):
     edit_cell(described, "label", 0)
     tensor_of(described).unlink()
     (described / "images" / "jid004.npy").unlink()
-    assert run(described) == 1
+    assert train(described) == 1
     captured = capsys.readouterr()
     assert [line.split("/")[-1] for line in captured.err.splitlines()] == [
         "ERROR: candidate 4 of jid001: label 0, match 3; run create_dataset.py again",
@@ -310,13 +308,9 @@ def test_all_that_does_not_hold_is_named_at_once(described, capsys):
 
 
 def test_many_problems_are_counted(described, capsys):
-    index = pd.read_csv(described / "master_index.csv")
-    edit_index(described, lambda index: index)
-    index["label"] = 1 - index["label"]
-    index.to_csv(described / "master_index.csv", index=False)
-    edit_cell(described, "flux", 1.0)
+    edit_and_hash(described, lambda index: index.assign(label=1 - index["label"]))
     capsys.readouterr()
-    assert run(described) == 1
+    assert train(described) == 1
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == training.MAX_PROBLEMS + 1
     assert lines[-1] == "ERROR: and 28 more"
@@ -326,7 +320,7 @@ def test_pixels_that_were_not_looked_at_first_are_found_in_training(described, c
     monkeypatch.setattr(training, "CHECKED_CUTOUTS", 2)
     edit_tensor(described, lambda tensor: tensor * np.float32(np.nan))
     for workers in ("0", "2"):
-        assert run(described, "--workers", workers) == 1
+        assert train(described, "--workers", workers) == 1
         captured = capsys.readouterr()
         assert "(2 of 48 read)" in captured.out
         assert captured.err.splitlines()[-1].endswith("remove it and run create_dataset.py")
@@ -351,7 +345,7 @@ def test_a_tensor_that_changes_in_training(
         return dataset
 
     monkeypatch.setattr(training, "examine", examine)
-    assert run(described, "--workers", workers) == 1
+    assert train(described, "--workers", workers) == 1
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
@@ -359,7 +353,7 @@ def test_a_tensor_that_changes_in_training(
 
 
 def test_a_folder_that_is_not_there(tmp_path, capsys):
-    assert run(tmp_path / "nothing") == 1
+    assert train(tmp_path / "nothing") == 1
     assert (
         "croissant.json: no such file; generate_croissant.py writes it" in capsys.readouterr().err
     )
@@ -400,7 +394,7 @@ def listener():
 )
 def test_nothing_is_downloaded(described, capsys, listener, change):
     edit_json(described, lambda description: change(description, listener))
-    assert run(described) == 1
+    assert train(described) == 1
     assert Listener.asked == []
     error = capsys.readouterr().err
     assert "leads out of" in error or "is not written out" in error
@@ -408,15 +402,13 @@ def test_nothing_is_downloaded(described, capsys, listener, change):
 
 def make_dataset(folder: Path, jobs: int, size: int, positions: list[tuple[float, float]]) -> Path:
     """Make a dataset whose candidates are at some positions, every other one real."""
-    from conftest import make_catalog, make_images
-
     for number in range(jobs):
         catalog = make_catalog(len(positions)).assign(match=np.arange(len(positions)) % 2 - 1)
         catalog[["x", "y"]] = positions
         images = make_images(number, (size, size))
         write_job(folder / "raw", f"jid{number}", catalog, images)
     dataset = folder / "dataset"
-    assert create_dataset.main(["-i", str(folder / "raw"), "-o", str(dataset)]) == 0
+    assert run(create_dataset, "-i", folder / "raw", "-o", dataset) == 0
     assert describe(dataset) == 0
     return dataset
 
@@ -426,14 +418,14 @@ def test_candidates_in_corners_of_images_also_smaller_than_a_cutout(tmp_path, ca
     end = size - 0.51
     corners = [(-0.5, -0.5), (end, -0.5), (-0.5, end), (end, end)] * 2
     dataset = make_dataset(tmp_path, jobs=3, size=size, positions=corners)
-    assert run(dataset) == 0
+    assert train(dataset) == 0
     assert "verdict: cannot tell: 4 real and 4 bogus test candidates" in capsys.readouterr().out
 
 
 def test_one_job_is_split_by_candidate(tmp_path, capsys):
     dataset = make_dataset(tmp_path, jobs=1, size=70, positions=[(9, 9)] * 30)
     capsys.readouterr()
-    assert run(dataset) == 0
+    assert train(dataset) == 0
     captured = capsys.readouterr()
     assert "WARNING: too few jobs hold real and bogus candidates to split by job" in captured.err
     assert "split by candidate" in captured.out
@@ -441,7 +433,7 @@ def test_one_job_is_split_by_candidate(tmp_path, capsys):
 
 
 def test_too_few_real_candidates(described, capsys):
-    edit_index(described, lambda index: index[(index["label"] == 0) | (index.index < 8)])
+    edit_and_describe(described, lambda index: index[(index["label"] == 0) | (index.index < 8)])
     capsys.readouterr()
-    assert run(described) == 1
+    assert train(described) == 1
     assert "2 of 38 candidates are real; training, validation and" in capsys.readouterr().err

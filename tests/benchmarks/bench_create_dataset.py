@@ -1,18 +1,23 @@
 """Measure create_dataset.py: its speed, its memory, and how both grow with the number of jobs.
 
-Whole processes, start-up included, in one table: medians, and least and most where there are
-several rounds. A round runs the textbook build of the same tensors (astropy and NumPy, in one
-process), `cat` of each job's four images into one file, and ours, create_dataset.py. Inputs are in
-the page cache; outputs are removed and the disk is synced before each. In a first round, which does
-not count, our tensors are compared with the textbook's. Memory: peak resident size of the largest
-process. Growth: the first and the last tenth of many small jobs, from the dates of their tensors,
-and second runs, which have only the index to write.
+Whole processes, start-up included, in one table: medians, and the extremes if there are several
+rounds. A round runs the textbook build of the same tensors (astropy and NumPy, in one process),
+`cat` of each job's four images into one file, and ours, create_dataset.py. Outputs are removed and
+the disk is synced before each command.
+
+- Warm: inputs are in the page cache. All jobs are links to the simulated ones. A first round, which
+  does not count, compares our tensors with the textbook's.
+- Cold: the page cache is dropped before each command, and then the libraries are imported once.
+  These jobs are copies. Only root can drop the page cache; for others this part is skipped.
+- Memory: peak resident size of the largest process.
+- Growth: the first and the last tenth of many small jobs, from the dates of their tensors, and
+  second runs, which have only the index to write.
 
     python tests/benchmarks/bench_create_dataset.py
-    python tests/benchmarks/bench_create_dataset.py --jobs_dir ./raw_data --pairs 3
-    python tests/benchmarks/bench_create_dataset.py --size 256 --jobs 2 --pairs 1 --small_jobs 20
+    python tests/benchmarks/bench_create_dataset.py --jobs_dir ./raw_data --rounds 3
+    python tests/benchmarks/bench_create_dataset.py --size 256 --rounds 1 --small_jobs 20
 
-Jobs are simulated, 50 s each, unless `--jobs_dir` has some; `--work_dir` has to hold 4.5 GB. Needs
+Simulating a job takes 50 s, unless `--jobs_dir` has some; `--work_dir` has to hold 12 GB. Needs
 Linux, tests/requirements.txt and plain .fits files. Temporary files are removed in any case.
 Exit codes: 0 measured; 1 a command failed or its tensors are wrong (stderr names it); 2 wrong
 usage; 130 interrupted by Ctrl-C.
@@ -28,7 +33,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -42,6 +47,7 @@ IMAGE_NAMES = (  # in the order of the tensor's last axis
     "bkg_subbed_science_image.fits awaicgen_output_mosaic_image_resampled.fits"
     " diffimage_masked.fits scorrimage_masked.fits"
 ).split()
+DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 TOLERANCE = 1e-6  # between tensors, whose values are in [0, 1]
 MAXRSS_MB = 1024 / 1e6  # unit of ru_maxrss on Linux
 
@@ -71,6 +77,7 @@ for path in sorted(Path(textbook_dir).iterdir()):
     worst = np.maximum(worst, np.abs(ours - textbook)[finite].max())  # NaN stays
 print(*finite.shape, worst)
 """
+LIBRARIES = "import numpy, pandas, astropy.io.fits, astropy.visualization, multiprocessing, tqdm"
 SMALL_JOBS = f"""{IMPORTS}
 tests, jobs_dir, count = sys.argv[1:]
 sys.path[:0] = [tests, str(Path(tests).parent)]
@@ -120,11 +127,14 @@ def run(name: str, *words: str | Path) -> Run:
     return Run(seconds, usage.ru_maxrss * MAXRSS_MB, text)
 
 
-def measure(output_dir: Path, words: Words, keep: bool = False) -> Run:
+def measure(output_dir: Path, words: Words, keep: bool = False, cold: bool = False) -> Run:
     """Run a command that fills a folder, empty at first; nothing is left to write to the disk."""
     shutil.rmtree(output_dir, ignore_errors=True)
     output_dir.mkdir()
     os.sync()
+    if cold:
+        DROP_CACHES.write_text("3")
+        run("libraries", sys.executable, "-c", LIBRARIES)
     result = run(output_dir.name, *words)
     if not keep:
         shutil.rmtree(output_dir)
@@ -146,26 +156,33 @@ def make_round(jobs_dir: Path, work_dir: Path, workers: int) -> dict[Path, Words
     }
 
 
-def link_jobs(folder: Path, jobs: Iterable[Path]) -> Path:
-    """Make an input folder of links to job folders, and return it."""
+def link_jobs(folder: Path, jobs: Sequence[Path], count: int) -> Path:
+    """Make an input folder of links to job folders, some of them several times; return it."""
     folder.mkdir()
-    for job in jobs:
-        (folder / job.name).symlink_to(job)
+    for number in range(count):
+        (folder / f"jid{number:06d}").symlink_to(jobs[number % len(jobs)])
+    return folder
+
+
+def copy_jobs(folder: Path, jobs: Sequence[Path], count: int) -> Path:
+    """Make an input folder of copies, none of which is in the page cache because of another."""
+    for number in range(count):
+        shutil.copytree(jobs[number % len(jobs)], folder / f"jid{number:06d}")
     return folder
 
 
 def find_jobs(args: argparse.Namespace, work_dir: Path) -> list[Path]:
-    """Return the job folders to work on, after simulating them where none are given."""
+    """Return the job folders to work on, after simulating them if none are given."""
     jobs_dir = args.jobs_dir
     if jobs_dir is None:
         jobs_dir = work_dir / "simulated"
-        LOG.info(f"simulating {args.jobs} jobs of {args.size} x {args.size} pixels")
-        options = ("-o", jobs_dir, "-n", str(args.jobs), "-s", str(args.size))
+        LOG.info(f"simulating {args.simulated} jobs of {args.size} x {args.size} pixels")
+        options = ("-o", jobs_dir, "-n", str(args.simulated), "-s", str(args.size))
         run(SIMULATOR.name, sys.executable, SIMULATOR, *options)
     jobs = sorted(path.resolve() for path in jobs_dir.glob("jid*") if path.is_dir())
-    if len(jobs) < args.jobs:
-        raise BenchmarkError(f"{jobs_dir}: {len(jobs)} folders jid*, expected {args.jobs} or more")
-    return jobs[: args.jobs]
+    if not jobs:
+        raise BenchmarkError(f"{jobs_dir}: no folders jid* in it")
+    return jobs
 
 
 def warm_up(jobs_dir: Path, commands: dict[Path, Words]) -> str:
@@ -184,22 +201,45 @@ def warm_up(jobs_dir: Path, commands: dict[Path, Words]) -> str:
     return f"{height} x {width} pixels; tensors within {float(worst):.1g} of the textbook's"
 
 
-def speed_and_memory(args: argparse.Namespace, work_dir: Path) -> tuple[str, Figures, Figures]:
+def ratios(rounds: Sequence[dict[str, Run]], *pairs: tuple[str, str]) -> Figures:
+    """Return the seconds of each command, and the ratios of some within the same round."""
+    figures = {f"{name}, s": [r[name].seconds for r in rounds] for name in rounds[0]}
+    for one, other in pairs:
+        figures[f"{one} / {other}"] = [r[one].seconds / r[other].seconds for r in rounds]
+    return figures
+
+
+def warm(
+    args: argparse.Namespace, work_dir: Path, jobs: Sequence[Path]
+) -> tuple[str, Figures, Figures]:
     """Run the rounds; return what warm_up found, and the figures of speed and of memory."""
-    jobs = find_jobs(args, work_dir)
-    jobs_dir, one_job_dir = work_dir / "jobs", link_jobs(work_dir / "one_job", jobs[:1])
-    commands = make_round(link_jobs(jobs_dir, jobs), work_dir, args.workers)
+    jobs_dir = link_jobs(work_dir / "warm", jobs, args.jobs)
+    one_job_dir = link_jobs(work_dir / "one_job", jobs, 1)
+    commands = make_round(jobs_dir, work_dir, args.workers)
     found = warm_up(jobs_dir, commands)
-    rounds = [{d.name: measure(d, w) for d, w in commands.items()} for _ in range(args.pairs)]
+    rounds = [{d.name: measure(d, w) for d, w in commands.items()} for _ in range(args.rounds)]
     one_job = measure(work_dir / "ours", ours(one_job_dir, work_dir / "ours", args.workers))
-    speed = {f"{name}, s": [r[name].seconds for r in rounds] for name in rounds[0]}
-    for one, other in (("textbook", "ours"), ("ours", "cat")):
-        speed[f"{one} / {other}"] = [r[one].seconds / r[other].seconds for r in rounds]
     memory = {
         f"{name}, {args.jobs} jobs, MB": [r[name].peak_mb for r in rounds]
         for name in ("textbook", "ours")
     }
+    speed = ratios(rounds, ("textbook", "ours"), ("ours", "cat"))
     return found, speed, memory | {"ours, 1 job, MB": [one_job.peak_mb]}
+
+
+def cold(args: argparse.Namespace, work_dir: Path, jobs: Sequence[Path]) -> Figures:
+    """Run the rounds of `cat` and ours from a cold page cache; nothing if it cannot be dropped."""
+    if not os.access(DROP_CACHES, os.W_OK):
+        LOG.warning(f"cold: skipped, because {DROP_CACHES} cannot be written (only root can)")
+        return {}
+    jobs_dir = copy_jobs(work_dir / "cold", jobs, args.cold_jobs)
+    commands = make_round(jobs_dir, work_dir, args.workers)
+    del commands[work_dir / "textbook"]
+    rounds = [
+        {d.name: measure(d, w, cold=True) for d, w in commands.items()} for _ in range(args.rounds)
+    ]
+    shutil.rmtree(jobs_dir)
+    return ratios(rounds, ("ours", "cat"))
 
 
 def pace(images_dir: Path) -> Figures:
@@ -218,12 +258,12 @@ def growth(args: argparse.Namespace, work_dir: Path) -> Figures:
     run("small jobs", sys.executable, "-c", SMALL_JOBS, TESTS, folder, str(args.small_jobs))
     jobs = sorted(folder.iterdir())
     for count in (len(jobs) // 4, len(jobs) // 2, len(jobs)):
-        jobs_dir = link_jobs(work_dir / f"jobs_{count}", jobs[:count])
+        jobs_dir = link_jobs(work_dir / f"jobs_{count}", jobs, count)
         output_dir = work_dir / f"ours_{count}"
         commands[count] = ours(jobs_dir, output_dir, args.workers)
         measure(output_dir, commands[count], keep=True)
         figures[f"index of {count:,} jobs, ms/job"] = []
-    for count, words in list(commands.items()) * args.pairs:
+    for count, words in list(commands.items()) * args.rounds:
         result = run(f"index of {count:,} jobs", *words)
         if f" 0 written, {count:,} up to date" not in result.text:
             raise BenchmarkError(f"{SCRIPT.name}: not only the index was written:\n{result.text}")
@@ -233,13 +273,17 @@ def growth(args: argparse.Namespace, work_dir: Path) -> Figures:
 
 def benchmark(args: argparse.Namespace, work_dir: Path) -> str:
     """Measure everything in a temporary folder; return the table."""
-    found, speed, memory = speed_and_memory(args, work_dir)
-    small = f"growth, {args.small_jobs:,} jobs of 64 x 64 pixels"
+    jobs = find_jobs(args, work_dir)
+    found, speed, memory = warm(args, work_dir, jobs)
+    sections = {f"warm page cache, {args.jobs} jobs": speed, "memory": memory}
+    if figures := cold(args, work_dir, jobs):
+        sections[f"cold page cache, {args.cold_jobs} jobs"] = figures
+    sections[f"growth, {args.small_jobs:,} jobs of 64 x 64 pixels"] = growth(args, work_dir)
     head = [
-        f"{SCRIPT.name}: {args.jobs} jobs of {found}",
-        f"workers {args.workers}, processors {len(os.sched_getaffinity(0))}, rounds {args.pairs}",
+        f"{SCRIPT.name}: jobs of {found}",
+        f"workers {args.workers}, processors {len(os.sched_getaffinity(0))}, rounds {args.rounds}",
     ]
-    return table(head, {"speed": speed, "memory": memory, small: growth(args, work_dir)})
+    return table(head, sections)
 
 
 def table(head: Sequence[str], sections: dict[str, Figures]) -> str:
@@ -259,16 +303,19 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
     add = parser.add_argument
-    add("--jobs", type=int, default=4, help="jobs of the timed runs")
+    add("--jobs", type=int, default=16, help="jobs of the warm rounds")
+    add("--cold_jobs", type=int, default=8, help="jobs of the cold rounds")
     add("--workers", type=int, default=2, help="worker processes of create_dataset.py")
-    add("--pairs", type=int, default=5, help="rounds that count")
+    add("--rounds", type=int, default=5, help="rounds that count")
     add("--small_jobs", type=int, default=1000, help="jobs of the run that shows growth")
+    add("--simulated", type=int, default=4, help="jobs to simulate; the others are the same again")
     add("--work_dir", type=Path, default=tempfile.gettempdir(), help="where to put temporary files")
     add = parser.add_mutually_exclusive_group().add_argument
     add("--size", type=int, default=4089, help="pixels a side of the simulated jobs")
     add("--jobs_dir", type=Path, help="folder of jobs to use instead of simulated ones")
     args = parser.parse_args(argv)
-    for name, least in {"jobs": 1, "workers": 1, "pairs": 1, "small_jobs": 20}.items():
+    counts = dict.fromkeys(("jobs", "cold_jobs", "workers", "rounds", "simulated"), 1)
+    for name, least in {**counts, "small_jobs": 20}.items():
         if getattr(args, name) < least:  # a tenth of the small jobs has to be two
             parser.error(f"--{name}: expected {least} or more, got {getattr(args, name)}")
     if not args.work_dir.is_dir():
