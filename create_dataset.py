@@ -39,7 +39,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import BrokenExecutor, CancelledError, ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -139,13 +139,13 @@ def open_image(path: Path) -> np.ndarray:
     """
     try:
         with path.open("rb") as file:
-            start, size = file.read(9), file.seek(0, os.SEEK_END)
+            start, size = file.read(30), file.seek(0, os.SEEK_END)
         source = path
         if start.startswith(b"\x1f\x8b"):  # gzip, whatever the name; its checksum is at the end
             content = gzip.decompress(path.read_bytes())
-            source, start, size = io.BytesIO(content), content[:9], len(content)
-        if start != b"SIMPLE  =":
-            raise DatasetError(f"{path}: not a FITS file: it begins with {start!r}")
+            source, start, size = io.BytesIO(content), content[:30], len(content)
+        if not re.match(rb"SIMPLE  = +[TF]", start):
+            raise DatasetError(f"{path}: not a FITS file: it begins with {start[:9]!r}")
         with warnings.catch_warnings(action="ignore"):  # about missing padding, for example
             hdus = fits.open(source, uint=False)  # with uint, BLANK has no effect
             for hdu in hdus:
@@ -156,8 +156,8 @@ def open_image(path: Path) -> np.ndarray:
                 if not compressed and size < hdu.fileinfo()["datLoc"] + hdu.size:
                     raise DatasetError(f"{path}: cut short, it ends before its last pixel")
                 return hdu.data.reshape(shape)
-            found = ", ".join(f"{row[1] or row[0]} {row[5]}" for row in hdus.info(output=False))
-        raise DatasetError(f"{path}: no HDU with a 2-D image; it has {found}")
+            found = [f"{hdu.name or 'image'} {hdu.shape}" for hdu in hdus if hdu.is_image]
+        raise DatasetError(f"{path}: no HDU with a 2-D image; it has {', '.join(found)}")
     except DatasetError:
         raise
     except Exception as error:  # all: astropy's error for a damaged tile has no public name
@@ -186,11 +186,11 @@ def find_scale(image: np.ndarray, path: Path) -> tuple[np.floating, np.floating]
     if not sample.size:
         raise DatasetError(f"{path}: no finite pixel")
     precision = np.result_type(image, np.float32)
-    vmin, vmax = ZScaleInterval().get_limits(sample.astype(precision))
-    if not vmin < vmax:
-        finite = image[np.isfinite(image)]
-        vmin, vmax = finite.min(), finite.max()
-    with np.errstate(over="ignore", under="ignore"):
+    with np.errstate(all="ignore"):  # what overflows is refused below
+        vmin, vmax = ZScaleInterval().get_limits(sample.astype(precision))
+        if not vmin < vmax:
+            finite = image[np.isfinite(image)]
+            vmin, vmax = finite.min(), finite.max()
         distance = precision.type(float(vmax) - float(vmin))
     if not 0 < distance < np.inf:
         raise DatasetError(f"{path}: cannot be scaled between {vmin:g} and {vmax:g}")
@@ -211,11 +211,20 @@ def scale_chunks(image: np.ndarray, path: Path) -> Iterator[np.ndarray]:
         yield np.clip(scaled, 0, 1, out=scaled)
 
 
+def last_change(paths: list[Path]) -> float:
+    """Return when the last of some files was changed, nanoseconds; infinity if one is gone."""
+    try:
+        return max(path.stat().st_mtime_ns for path in paths)
+    except OSError:
+        return float("inf")
+
+
 def write_tensor(path: Path, image_paths: list[Path]) -> tuple[int, int]:
     """Write a job's tensor, float32 (H, W, channels), finite and in [0, 1]; return (H, W).
 
     Raises DatasetError if an image cannot be read or scaled, or if their shapes differ.
     """
+    before = last_change(image_paths)
     images = [open_image(image_path) for image_path in image_paths]
     shape = images[0].shape
     if any(image.shape != shape for image in images):
@@ -232,6 +241,8 @@ def write_tensor(path: Path, image_paths: list[Path]) -> tuple[int, int]:
             if not pixels.min() >= 0:  # NaN is not
                 raise DatasetError(f"{path}: NaN in the tensor; please report this as a bug")
             file.write(pixels)
+        if last_change(image_paths) != before:
+            raise DatasetError(f"{image_paths[0].parent}: an image changed while it was read")
     return shape
 
 
@@ -239,11 +250,11 @@ def current_shape(path: Path, image_paths: list[Path]) -> tuple[int, int] | None
     """Return (H, W) of a tensor that is complete and newer than its images, else None."""
     try:
         tensor, status = np.lib.format.open_memmap(path, mode="r"), path.stat()
-        newer = status.st_mtime_ns >= max(image.stat().st_mtime_ns for image in image_paths)
     except Exception:  # all that numpy may raise for a damaged file: it is written anew
         return None
     complete = status.st_size == tensor.offset + tensor.nbytes and tensor.flags.c_contiguous
     layout = tensor.dtype.str, tensor.shape[2:]
+    newer = status.st_mtime_ns >= last_change(image_paths)
     valid = newer and complete and layout == ("<f4", (len(CHANNELS),))
     return tensor.shape[:2] if valid else None
 
@@ -426,13 +437,15 @@ def run_locally(work: partial, job_dirs: list[Path], workers: int) -> Iterator[R
     except (OSError, ValueError) as error:
         reason = f"{workers} processes cannot be started: {error}"
         raise DatasetError(f"{reason}; try --workers 1") from error
+    done = 0
     try:
-        with last_interrupt():
-            yield from results
+        with executor, last_interrupt():  # which waits for the jobs that have begun
+            for done, result in enumerate(results, 1):
+                yield result
     except BrokenExecutor as error:
-        raise DatasetError(f"a worker died (killed, or out of memory?); {GO_ON}") from error
-    finally:
-        executor.shutdown(cancel_futures=True)  # once the jobs that have begun are finished
+        reason = "killed, out of memory, or its disk failed"
+        job = job_dirs[done].name
+        raise DatasetError(f"a worker died at {job} or later ({reason}); {GO_ON}") from error
 
 
 def run_on_dask(work: partial, job_dirs: list[Path], address: str) -> Iterator[Result]:
@@ -527,11 +540,11 @@ def build_dataset(args: argparse.Namespace) -> tuple[dict[str, Counter[str]], in
     images_dir.mkdir(parents=True, exist_ok=True)
     work = partial(process_job, images_dir=images_dir, overwrite=args.overwrite)
     job_dirs = [input_dir / jid for jid in jobs]
-    with exclusive_lock(output_dir):
-        if args.scheduler:
-            results = run_on_dask(work, job_dirs, args.scheduler)
-        else:
-            results = run_locally(work, job_dirs, min(args.workers, len(jobs)))
+    if args.scheduler:
+        results = run_on_dask(work, job_dirs, args.scheduler)
+    else:
+        results = run_locally(work, job_dirs, min(args.workers, len(jobs)))
+    with exclusive_lock(output_dir), closing(results):
         used = write_index(jobs, results, output_dir)
         remove_stale_tensors(images_dir, used, jobs)
     return used, len(jobs) - len(used)

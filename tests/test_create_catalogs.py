@@ -154,12 +154,14 @@ def test_two_files_without_ids_are_never_joined_by_row_order(build, psfcat, find
 
 @pytest.mark.parametrize("in_finder", [False, True])
 @pytest.mark.parametrize(
-    "rows", ["1,2,3\n2,2,3,-1", "2,2,3,-1\n1,2,3", "2,2,3,-1\n1,2,3,-1,5", "1,2,3,-1,5\n2,2,3,-1,5"]
+    ("first", "second"), [("5", "5,5"), ("5,5", "5"), ("5,5", "5,5,5"), ("5,5,5", "5,5,5")]
 )
-def test_rows_of_unequal_length_are_refused(build, in_finder, rows):
-    number = rows.startswith("2") + 1
-    reason = build(*layout(f"id,x,y,match\n{rows}\n", in_finder)).reason()
-    assert re.search(rf"psfcat.*: .*\b(row {number}|line {number + 1})\b", reason)
+def test_rows_of_unequal_length_are_refused(build, in_finder, first, second):
+    table = f"id,x,y,match,flux,comment\n1,2,3,-1,{first}\n2,2,3,-1,{second}\n"
+    number = 2 if first == "5,5" else 1
+    reason = build(*layout(table, in_finder)).reason()
+    name = FINDER if in_finder else "psfcat.csv"
+    assert re.search(rf"{name}: .*\b(row {number}|line {number + 1})\b", reason)
 
 
 @pytest.mark.parametrize(
@@ -298,8 +300,8 @@ def test_a_cell_that_is_not_a_number_is_refused(build, in_finder, cell, beside):
 @pytest.mark.parametrize("match", ["-99", "-2", "0.5", "-0.5", "inf", "-inf", "none", "True", ""])
 def test_a_match_that_is_no_number_of_a_source_is_refused(build, match):
     reason = build(f"id,x,y,match\n1,2,3,-1\n2,2,3,{match}\n3,2,3,4\n").reason()
-    named = re.escape(match) + r"(\.0)?" if match else "(nan)?"
-    assert re.search(f"psfcat.csv: column match: '{named}' in row 2", reason)
+    named = rf"'{re.escape(match)}(\.0)?'" if match else "empty"
+    assert re.search(f"psfcat.csv: column match: {named} in row 2", reason)
 
 
 @pytest.mark.parametrize("match", ["-1", "-1.0", "0", "7", "7.0", "1e3"])
@@ -320,17 +322,17 @@ def test_a_job_more_than_half_real_is_a_warning(build, match, warns):
 
 
 @pytest.mark.parametrize("in_two_files", [False, True])
-@pytest.mark.parametrize("two", ["2", "2.5", "nan", "169298436812112388"])
+@pytest.mark.parametrize("two", ["2", "nan", "169298436812112388"])
 @pytest.mark.parametrize(
-    "one",
-    # The first is the same number as that above, as float64.
-    ["169298436812112387", "-169298436812112387", str(2**53), "18446744073709551617", "1e17"],
+    "one",  # the first is the same number as the last of those above, as float64
+    ["169298436812112387", "-169298436812112387", str(2**53), "18446744073709551617", "1e+17"],
 )
 def test_an_id_that_float64_may_not_hold_is_refused(build, one, two, in_two_files):
     """Two such ids became one, and candidates took the values of others."""
     psfcat = f"id,x,y,match\n{one},1,1,-1\n{two},2,2,4\n"
     reason = build(psfcat, f"id flux\n{two} 2\n{one} 1\n" if in_two_files else "").reason()
-    assert re.search(rf"psfcat.csv: column id: '{re.escape(one)}' in row 1.* 2\*\*53", reason)
+    named = rf"'{re.escape(one)}(\.0)?' in row 1"
+    assert re.search(rf"psfcat.csv: column id: {named}.* 2\*\*53", reason)
 
 
 def test_ids_below_two_to_the_53_are_exact(build):

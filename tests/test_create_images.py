@@ -465,6 +465,17 @@ def test_a_file_that_shrinks_while_it_is_read_gives_no_tensor(tmp_path):
     assert {path.name for path in (out / "images").iterdir()} <= {"jid2.npy"}
 
 
+def test_an_image_that_changes_while_it_is_read_is_left_out(tmp_path, capsys, monkeypatch):
+    """A mapped file that loses the end of its last page has zeros there, and no error comes."""
+    path = write_job(tmp_path / "raw", images=make_images(0, (300, 300))) / f"{SCIENCE}.fits"
+    clip, size = np.clip, path.stat().st_size
+    monkeypatch.setattr(np, "clip", lambda *a, **k: os.truncate(path, size - 2000) or clip(*a, **k))
+    out = tmp_path / "out"
+    assert run(create_dataset, "-i", tmp_path / "raw", "-o", out, "--workers", "1") == 1
+    assert "jid001: an image changed while it was read" in capsys.readouterr().err
+    assert list((out / "images").iterdir()) == []
+
+
 def test_a_channel_that_is_added_is_in_the_tensor_which_a_second_run_keeps(tmp_path, monkeypatch):
     job, extra = write_job(tmp_path / "raw"), make_images(9)[STEMS[3]]
     fits.writeto(job / "extra_image.fits", extra)
