@@ -288,7 +288,8 @@ def read_table(path: Path) -> pd.DataFrame:
             engine="python",  # the other one fills up short rows unnoticed
         )
     except (OSError, ValueError) as error:
-        raise DatasetError(f"{path}: not a readable catalog: {error}") from error
+        reason = str(error).partition(". Error could")[0]  # be due to quotes, pandas guesses
+        raise DatasetError(f"{path}: not a readable catalog: {reason}") from error
     short = cells.isna().any(axis=1)
     if short.any():
         raise DatasetError(f"{path}: row {short.argmax()} is shorter than the header")
@@ -298,15 +299,17 @@ def read_table(path: Path) -> pd.DataFrame:
         if header.count(name) > 1:
             raise DatasetError(f"{path}: column {name} occurs more than once")
         if name is not None:
-            texts = cells.loc[1:, header.index(name)]
+            texts = cells.loc[1:, header.index(name)].str.strip()
             empty = texts.isin(EMPTY_CELLS)
             table[column] = pd.to_numeric(texts.mask(empty), errors="coerce")
             refuse(texts, table[column].isna() & ~empty, f"{path}: column {name}", "a number")
     if not table:
         raise DatasetError(f"{path}: the header has no column of a catalog: {header}"[:300])
-    ids, where = table.get("id", pd.Series(dtype=float)), f"{path}: column id"
-    refuse(ids, ids.abs() >= 2**53, where, "less than 2**53: the index keeps ids as float64")
-    refuse(ids, ids.duplicated() & ids.notna(), where, "every id once")
+    if "id" in table:
+        ids, texts = table["id"].astype(float), cells.loc[1:, header.index("id")]
+        where = f"{path}: column id"
+        refuse(texts, ids.abs() >= 2**53, where, "less than 2**53: the index keeps ids as float64")
+        refuse(texts, ids.duplicated() & ids.notna(), where, "every id once")
     return pd.DataFrame(table, dtype=float)
 
 
@@ -440,8 +443,9 @@ def run_locally(work: partial, job_dirs: list[Path], workers: int) -> Iterator[R
     done = 0
     try:
         with executor, last_interrupt():  # which waits for the jobs that have begun
-            for done, result in enumerate(results, 1):
+            for result in results:
                 yield result
+                done += 1
     except BrokenExecutor as error:
         reason = "killed, out of memory, or its disk failed"
         job = job_dirs[done].name

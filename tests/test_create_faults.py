@@ -43,11 +43,11 @@ def unfinished(out: Path) -> list[Path]:
 def members(group: int) -> dict[int, str]:
     """Return the living processes of a group and their states, the letters of proc(5)."""
     found = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
+    for number in (int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()):
         with suppress(OSError):  # ended since
-            state, of_group = state_of(path)
+            state, of_group = state_of(Path(f"/proc/{number}/stat"))
             if int(of_group) == group and state not in "ZX":
-                found[int(path.parent.name)] = state
+                found[number] = state
     return found
 
 
