@@ -28,6 +28,7 @@ import gc
 import gzip
 import io
 import logging
+import math
 import multiprocessing
 import os
 import re
@@ -38,8 +39,9 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from concurrent.futures import BrokenExecutor, CancelledError, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -79,7 +81,7 @@ ALIASES = {  # names of a column in the catalogs, in order of preference, if it 
     "y": ("y", "ycentroid", "y_centroid"),
     "npix": ("npix", "n_pixels"),
 }
-EMPTY_CELLS = ("", '""', "--", "NA", "N/A", "<NA>", "NULL", "null", "None", "nan", "NaN")
+EMPTY_CELLS = ("", '""', "--", "NA", "N/A", "<NA>", "NULL", "null", "None", "nan", "NaN", "-nan")
 NO_MATCH = -1  # `match` of a candidate that is no injected or simulated source
 CHUNK_PIXELS = 2**15  # of an image in memory at a time: few enough for the processor's cache
 PROGRESS_JOBS = 100  # jobs between two lines of progress if stderr is not a terminal
@@ -97,6 +99,17 @@ class DatasetError(Exception):
 
 class OutputError(Exception):
     """The output cannot be written: this ends the run, where DatasetError leaves out one job."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """A FITS image, (H, W): where its pixels lie in a file, or in memory, and where they go."""
+
+    path: Path
+    file: BinaryIO
+    offset: int  # of the first pixel, bytes
+    shape: tuple[int, int]
+    buffer: np.ndarray  # CHUNK_PIXELS pixels, which are read into it
 
 
 def natural_key(name: str) -> tuple[list[str | int], str]:
@@ -132,51 +145,74 @@ def find_images(job_dir: Path) -> list[Path]:
     return paths
 
 
-def open_image(path: Path) -> np.ndarray:
-    """Return the first 2-D image in a FITS file, (H, W), mapped if its pixels are plain floats.
+def open_image(path: Path, file: BinaryIO) -> Image:
+    """Find the first 2-D image in a FITS file; axes of length 1 do not count.
 
-    Axes of length 1 do not count. Raises DatasetError if it is damaged or there is none.
+    Plain floats are read later. All else is read here, as astropy returns it: compressed, scaled,
+    or integers, which may be BLANK. Raises DatasetError if the file is damaged or has no image.
     """
     try:
-        with path.open("rb") as file:
-            start, size = file.read(30), file.seek(0, os.SEEK_END)
-        source = path
+        start = file.read(30)
         if start.startswith(b"\x1f\x8b"):  # gzip, whatever the name; its checksum is at the end
-            content = gzip.decompress(path.read_bytes())
-            source, start, size = io.BytesIO(content), content[:30], len(content)
+            file = io.BytesIO(gzip.decompress(start + file.read()))
+            start = file.read(30)
+            file.seek(0)
         if not re.match(rb"SIMPLE  = +[TF]", start):
             raise DatasetError(f"{path}: not a FITS file: it begins with {start[:9]!r}")
         with warnings.catch_warnings(action="ignore"):  # about missing padding, for example
-            hdus = fits.open(source, uint=False)  # with uint, BLANK has no effect
+            hdus = fits.open(file, memmap=False, uint=False)  # with uint, BLANK has no effect
             for hdu in hdus:
                 shape = tuple(side for side in hdu.shape if side != 1) if hdu.is_image else ()
-                if len(shape) != 2 or not all(shape):
-                    continue
-                compressed = isinstance(hdu, fits.CompImageHDU)
-                if not compressed and size < hdu.fileinfo()["datLoc"] + hdu.size:
-                    raise DatasetError(f"{path}: cut short, it ends before its last pixel")
-                return hdu.data.reshape(shape)
-            found = [f"{hdu.name or 'image'} {hdu.shape}" for hdu in hdus if hdu.is_image]
-        raise DatasetError(f"{path}: no HDU with a 2-D image; it has {', '.join(found)}")
+                if len(shape) == 2 and all(shape):
+                    break
+            else:
+                found = ", ".join(f"{hdu.name} {hdu.shape}" for hdu in hdus if hdu.is_image)
+                raise DatasetError(f"{path}: no HDU with a 2-D image; it has {found}")
+            compressed = isinstance(hdu, fits.CompImageHDU)
+            bits, offset = hdu.header["BITPIX"], hdu.fileinfo()["datLoc"]
+            if not compressed and file.seek(0, os.SEEK_END) < offset + hdu.size:
+                raise DatasetError(f"{path}: cut short, it ends before its last pixel")
+            if compressed or bits > 0 or "BSCALE" in hdu.header or "BZERO" in hdu.header:
+                file, offset, dtype = io.BytesIO(hdu.data.tobytes()), 0, hdu.data.dtype
+            else:
+                dtype = np.dtype(f">f{-bits // 8}")
+        return Image(path, file, offset, shape, np.empty(CHUNK_PIXELS, dtype))
     except DatasetError:
         raise
     except Exception as error:  # all: astropy's error for a damaged tile has no public name
         raise DatasetError(f"{path}: not a readable FITS image: {error}") from error
 
 
-def sample_finite(image: np.ndarray) -> np.ndarray:
+def read_pixels(image: Image, start: int, count: int = CHUNK_PIXELS) -> np.ndarray:
+    """Read up to `count` pixels of an image from number `start` on, in place of those before.
+
+    Mapping the file is no faster, and if that shrinks, it ends the process or gives zeros.
+    """
+    pixels = image.buffer[: min(count, math.prod(image.shape) - start)]
+    try:
+        image.file.seek(image.offset + start * pixels.itemsize)
+        if image.file.readinto(pixels) != pixels.nbytes:
+            raise DatasetError(f"{image.path}: became shorter while it was read")
+    except OSError as error:
+        raise DatasetError(f"{image.path}: cannot be read: {error.strerror}") from error
+    return pixels
+
+
+def sample_finite(image: Image) -> np.ndarray:
     """Return the pixels that ZScaleInterval picks from the finite ones: every n-th, up to 1,000."""
-    pixels = image.ravel()  # a view
-    starts = range(0, pixels.size, CHUNK_PIXELS)
-    masked = [np.flatnonzero(~np.isfinite(pixels[i : i + CHUNK_PIXELS])) + i for i in starts]
-    gaps = np.concatenate(masked)
-    count, wanted = pixels.size - gaps.size, ZScaleInterval().n_samples
+    size, gaps = math.prod(image.shape), []
+    for start in range(0, size, CHUNK_PIXELS):
+        gaps.append(start + np.flatnonzero(~np.isfinite(read_pixels(image, start))))
+    gaps = np.concatenate(gaps)
+    count, wanted = size - gaps.size, ZScaleInterval().n_samples
     rank = np.arange(0, count, max(1, count // wanted))[:wanted]
     # gaps[i] - i finite pixels lie before gap i; every gap shifts the pixels after it by one.
-    return pixels[rank + np.searchsorted(gaps - np.arange(gaps.size), rank, side="right")]
+    position = rank + np.searchsorted(gaps - np.arange(gaps.size), rank, side="right")
+    pixels = [read_pixels(image, number, 1)[0] for number in position.tolist()]
+    return np.array(pixels, np.result_type(image.buffer, np.float32))
 
 
-def find_scale(image: np.ndarray, path: Path) -> tuple[np.floating, np.floating]:
+def find_scale(image: Image) -> tuple[np.floating, np.floating]:
     """Return vmin and vmax - vmin, the ZScale limits of an image's finite pixels.
 
     They have the image's own precision, at least float32. If the limits coincide, the finite
@@ -184,26 +220,28 @@ def find_scale(image: np.ndarray, path: Path) -> tuple[np.floating, np.floating]
     """
     sample = sample_finite(image)
     if not sample.size:
-        raise DatasetError(f"{path}: no finite pixel")
-    precision = np.result_type(image, np.float32)
+        raise DatasetError(f"{image.path}: no finite pixel")
     with np.errstate(all="ignore"):  # what overflows is refused below
-        vmin, vmax = ZScaleInterval().get_limits(sample.astype(precision))
+        vmin, vmax = ZScaleInterval().get_limits(sample)
         if not vmin < vmax:
-            finite = image[np.isfinite(image)]
+            starts = range(0, math.prod(image.shape), CHUNK_PIXELS)
+            chunks = (read_pixels(image, start) for start in starts)
+            finite = np.concatenate([chunk[np.isfinite(chunk)] for chunk in chunks])
             vmin, vmax = finite.min(), finite.max()
-        distance = precision.type(float(vmax) - float(vmin))
+        distance = sample.dtype.type(float(vmax) - float(vmin))
     if not 0 < distance < np.inf:
-        raise DatasetError(f"{path}: cannot be scaled between {vmin:g} and {vmax:g}")
-    return precision.type(vmin), distance
+        raise DatasetError(f"{image.path}: cannot be scaled between {vmin:g} and {vmax:g}")
+    return sample.dtype.type(vmin), distance
 
 
-def scale_chunks(image: np.ndarray, path: Path) -> Iterator[np.ndarray]:
+def scale_chunks(image: Image) -> Iterator[np.ndarray]:
     """Yield the pixels of an image scaled to [0, 1], CHUNK_PIXELS at a time, in the same array."""
-    vmin, distance = find_scale(image, path)
-    pixels, buffer = image.ravel(), np.empty(CHUNK_PIXELS, distance.dtype)
-    for start in range(0, pixels.size, CHUNK_PIXELS):
-        scaled = buffer[: pixels.size - start]
-        scaled[:] = pixels[start : start + CHUNK_PIXELS]
+    vmin, distance = find_scale(image)
+    buffer = np.empty(CHUNK_PIXELS, distance.dtype)
+    for start in range(0, math.prod(image.shape), CHUNK_PIXELS):
+        pixels = read_pixels(image, start)
+        scaled = buffer[: pixels.size]
+        scaled[:] = pixels
         scaled[~np.isfinite(scaled)] = 0  # masked pixels get what zero flux, the sky, gets
         with np.errstate(over="ignore"):  # infinity is clipped, too
             scaled -= vmin
@@ -225,22 +263,24 @@ def write_tensor(path: Path, image_paths: list[Path]) -> tuple[int, int]:
     Raises DatasetError if an image cannot be read or scaled, or if their shapes differ.
     """
     before = last_change(image_paths)
-    images = [open_image(image_path) for image_path in image_paths]
-    shape = images[0].shape
-    if any(image.shape != shape for image in images):
-        found = ", ".join(f"{p.name} {i.shape}" for p, i in zip(image_paths, images, strict=True))
-        raise DatasetError(f"{image_paths[0].parent}: images of different shapes: {found}")
-    header = {"descr": "<f4", "fortran_order": False, "shape": (*shape, len(images))}
-    buffer = np.empty((CHUNK_PIXELS, len(images)), "<f4")
-    with atomic_write(path) as file:
-        np.lib.format.write_array_header_1_0(file, header)
-        for chunks in zip(*map(scale_chunks, images, image_paths), strict=True):
+    with ExitStack() as stack:
+        files = [stack.enter_context(image.open("rb", buffering=0)) for image in image_paths]
+        images = list(map(open_image, image_paths, files))
+        shape = images[0].shape
+        if any(image.shape != shape for image in images):
+            found = ", ".join(f"{image.path.name} {image.shape}" for image in images)
+            raise DatasetError(f"{image_paths[0].parent}: images of different shapes: {found}")
+        tensor = stack.enter_context(atomic_write(path))
+        header = {"descr": "<f4", "fortran_order": False, "shape": (*shape, len(images))}
+        np.lib.format.write_array_header_1_0(tensor, header)
+        buffer = np.empty((CHUNK_PIXELS, len(images)), "<f4")
+        for chunks in zip(*map(scale_chunks, images), strict=True):
             pixels = buffer[: chunks[0].size]
             for channel, chunk in enumerate(chunks):
                 pixels[:, channel] = chunk
             if not pixels.min() >= 0:  # NaN is not
                 raise DatasetError(f"{path}: NaN in the tensor; please report this as a bug")
-            file.write(pixels)
+            tensor.write(pixels)
         if last_change(image_paths) != before:
             raise DatasetError(f"{image_paths[0].parent}: an image changed while it was read")
     return shape
@@ -290,6 +330,8 @@ def read_table(path: Path) -> pd.DataFrame:
     except (OSError, ValueError) as error:
         reason = str(error).partition(". Error could")[0]  # be due to quotes, pandas guesses
         raise DatasetError(f"{path}: not a readable catalog: {reason}") from error
+    if len(cells) != sum(bool(line.strip()) for line in text.split("\n")):
+        raise DatasetError(f"{path}: a line break within a cell; is a quote not closed?")
     short = cells.isna().any(axis=1)
     if short.any():
         raise DatasetError(f"{path}: row {short.argmax()} is shorter than the header")
@@ -339,7 +381,7 @@ def read_catalog(job_dir: Path) -> pd.DataFrame:
     match = catalog["match"]
     known = (match == NO_MATCH) | ((match >= 0) & (match % 1 == 0))
     refuse(match, ~known, f"{path}: column match", f"{NO_MATCH} for no source, or its number >= 0")
-    if not set(FINDER_COLUMNS) <= set(catalog) and finder_path.exists():
+    if not set(FINDER_COLUMNS) <= set(catalog) and os.path.lexists(finder_path):
         catalog = join_finder(catalog, read_table(finder_path), job_dir)
     for axis in "xy":
         position = catalog.get(axis, catalog.get(f"{axis}_fit"))
@@ -455,7 +497,7 @@ def run_locally(work: partial, job_dirs: list[Path], workers: int) -> Iterator[R
 def run_on_dask(work: partial, job_dirs: list[Path], address: str) -> Iterator[Result]:
     """Yield the results of all jobs, in order, from the workers of a Dask scheduler."""
     try:
-        from distributed import Client, KilledWorker
+        from distributed import Client
     except ImportError as error:
         raise DatasetError("--scheduler needs Dask: pip install distributed") from error
     for name in ("asyncio", "distributed", "distributed.client", "tornado.application"):
@@ -466,7 +508,9 @@ def run_on_dask(work: partial, job_dirs: list[Path], address: str) -> Iterator[R
             for future in client.map(work, job_dirs, pure=False):
                 yield future.result()
                 future.release()
-    except (KilledWorker, CancelledError, OSError, ValueError) as error:
+    except OutputError:
+        raise
+    except Exception as error:  # all: what Dask and the network may raise has no common name
         lost = f"{address}: the Dask scheduler or its workers do not answer: {error}"
         raise DatasetError(f"{lost}; {GO_ON}") from error
 
@@ -538,8 +582,8 @@ def build_dataset(args: argparse.Namespace) -> tuple[dict[str, Counter[str]], in
     # Absolute, because the workers of Dask run in other folders.
     input_dir, output_dir = args.input_dir.absolute(), args.output_dir.absolute()
     images_dir, jobs = output_dir / IMAGES_DIR, find_jobs(input_dir)
-    for folder in images_dir.resolve().parents:
-        if folder.parent == input_dir.resolve() and folder.name.startswith("jid"):
+    for folder in Path(os.path.realpath(images_dir)).parents:
+        if folder.parent == Path(os.path.realpath(input_dir)) and folder.name.startswith("jid"):
             raise DatasetError(f"{output_dir}: lies in a job folder, {folder}; choose another -o")
     images_dir.mkdir(parents=True, exist_ok=True)
     work = partial(process_job, images_dir=images_dir, overwrite=args.overwrite)

@@ -135,7 +135,7 @@ def start(
     sigint: signal.Handlers = signal.SIG_DFL,
     **settings: object,
 ) -> subprocess.Popen:
-    """Start a Python file (or `-c` and a source) as a real process in a group of its own.
+    """Start a Python file (or `-c`, or `-m`, and what they need) as a process in its own group.
 
     It heeds Ctrl-C even if this process ignores it, as it does after `nohup ... &`. The end of the
     test ends it.
@@ -151,11 +151,11 @@ def start(
     return STARTED[-1]
 
 
-def finish(process: subprocess.Popen) -> Finished:
+def finish(process: subprocess.Popen, limit_s: float = LIMIT_S) -> Finished:
     """Wait for a process; there may be no traceback in what it printed."""
     with process:
         try:
-            out, err = process.communicate(timeout=LIMIT_S)
+            out, err = process.communicate(timeout=limit_s)
         finally:
             process.kill()
     assert "Traceback" not in (err or "")

@@ -17,8 +17,7 @@ ROWS = [
 def test_every_figure_has_its_line_in_order(tmp_path):
     sizes = "--rows", "200", "--images", "3"
     process = start(SCRIPT, *sizes, "--rounds", "2", "--work_dir", tmp_path)
-    process.wait(3 * LIMIT_S)
-    done = finish(process)
+    done = finish(process, 3 * LIMIT_S)
     assert done.code == 0, done.err
     head, columns, *lines = done.out.splitlines()
     assert head == "generate_croissant.py: 200 rows, 3 tensors; rounds 2"

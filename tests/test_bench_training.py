@@ -19,8 +19,7 @@ SECTIONS = {
 def test_every_figure_has_its_line_in_order(tmp_path):
     sizes = "--jobs", "3", "--size", "512", "--candidates", "150", "--epochs", "1", "--rounds", "1"
     process = start(SCRIPT, *sizes, "--work_dir", tmp_path)
-    process.wait(3 * LIMIT_S)
-    done = finish(process)
+    done = finish(process, 3 * LIMIT_S)
     assert done.code == 0, done.err
     data, settings, columns, *lines = done.out.splitlines()
     found = r"3 jobs of 512 x 512 pixels, 50 of 150 candidates to train on"

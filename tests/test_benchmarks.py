@@ -33,8 +33,7 @@ def table(tmp_path_factory) -> list[str]:
     folder = tmp_path_factory.mktemp("bench")
     counts = "--jobs", "2", "--cold_jobs", "3", "--rounds", "2", "--small_jobs", "20"
     process = start_bench(folder, "--size", "256", *counts)
-    process.wait(3 * LIMIT_S)
-    done = finish(process)
+    done = finish(process, 3 * LIMIT_S)
     assert done.code == 0, done.err
     assert list(folder.iterdir()) == []
     return done.out.splitlines()
