@@ -49,7 +49,7 @@ from typing import BinaryIO
 import numpy as np
 import pandas as pd
 from astropy.io import fits
-from astropy.visualization import ZScaleInterval
+from astropy.visualization import ManualInterval, ZScaleInterval
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -73,9 +73,8 @@ INDEX_COLUMNS = tuple(
     "id jid x y sharpness roundness1 roundness2 npix peak flux mag daofind_mag flags match label"
     " image_filename".split()
 )
-# The columns that come from the catalogs, and those of them that the finder gives.
+# The columns that come from the catalogs.
 CATALOG_COLUMNS = tuple(c for c in INDEX_COLUMNS if c not in ("jid", "label", "image_filename"))
-FINDER_COLUMNS = tuple(c for c in CATALOG_COLUMNS if c not in ("flags", "match"))
 ALIASES = {  # names of a column in the catalogs, in order of preference, if it has several
     "x": ("x", "xcentroid", "x_centroid"),
     "y": ("y", "ycentroid", "y_centroid"),
@@ -103,13 +102,13 @@ class OutputError(Exception):
 
 @dataclass(frozen=True)
 class Image:
-    """A FITS image, (H, W): where its pixels lie in a file, or in memory, and where they go."""
+    """A 2-D image: where its pixels lie in a file, which may be one in memory."""
 
     path: Path
     file: BinaryIO
     offset: int  # of the first pixel, bytes
-    shape: tuple[int, int]
-    buffer: np.ndarray  # CHUNK_PIXELS pixels, which are read into it
+    dtype: np.dtype
+    shape: tuple[int, int]  # height and width
 
 
 def natural_key(name: str) -> tuple[list[str | int], str]:
@@ -172,81 +171,71 @@ def open_image(path: Path, file: BinaryIO) -> Image:
             bits, offset = hdu.header["BITPIX"], hdu.fileinfo()["datLoc"]
             if not compressed and file.seek(0, os.SEEK_END) < offset + hdu.size:
                 raise DatasetError(f"{path}: cut short, it ends before its last pixel")
+            dtype = np.dtype(f">f{abs(bits) // 8}") if bits < 0 else None
             if compressed or bits > 0 or "BSCALE" in hdu.header or "BZERO" in hdu.header:
                 file, offset, dtype = io.BytesIO(hdu.data.tobytes()), 0, hdu.data.dtype
-            else:
-                dtype = np.dtype(f">f{-bits // 8}")
-        return Image(path, file, offset, shape, np.empty(CHUNK_PIXELS, dtype))
+        return Image(path, file, offset, dtype, shape)
     except DatasetError:
         raise
     except Exception as error:  # all: astropy's error for a damaged tile has no public name
         raise DatasetError(f"{path}: not a readable FITS image: {error}") from error
 
 
-def read_pixels(image: Image, start: int, count: int = CHUNK_PIXELS) -> np.ndarray:
-    """Read up to `count` pixels of an image from number `start` on, in place of those before.
+def read_pixels(image: Image, start: int, count: int) -> np.ndarray:
+    """Read up to `count` pixels from number `start` on, in the image's precision, float32 at least.
 
     Mapping the file is no faster, and if that shrinks, it ends the process or gives zeros.
     """
-    pixels = image.buffer[: min(count, math.prod(image.shape) - start)]
+    count = min(count, math.prod(image.shape) - start)
     try:
-        image.file.seek(image.offset + start * pixels.itemsize)
-        if image.file.readinto(pixels) != pixels.nbytes:
-            raise DatasetError(f"{image.path}: became shorter while it was read")
-    except OSError as error:
-        raise DatasetError(f"{image.path}: cannot be read: {error.strerror}") from error
-    return pixels
+        image.file.seek(image.offset + start * image.dtype.itemsize)
+        content = image.file.read(count * image.dtype.itemsize)
+        pixels = np.frombuffer(content, image.dtype, count)
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{image.path}: cannot be read to its end: {error}") from error
+    return pixels.astype(np.result_type(pixels, np.float32))
+
+
+def read_chunks(image: Image) -> Iterator[np.ndarray]:
+    """Yield all pixels of an image, CHUNK_PIXELS at a time."""
+    for start in range(0, math.prod(image.shape), CHUNK_PIXELS):
+        yield read_pixels(image, start, CHUNK_PIXELS)
 
 
 def sample_finite(image: Image) -> np.ndarray:
     """Return the pixels that ZScaleInterval picks from the finite ones: every n-th, up to 1,000."""
-    size, gaps = math.prod(image.shape), []
-    for start in range(0, size, CHUNK_PIXELS):
-        gaps.append(start + np.flatnonzero(~np.isfinite(read_pixels(image, start))))
-    gaps = np.concatenate(gaps)
-    count, wanted = size - gaps.size, ZScaleInterval().n_samples
+    masked = np.concatenate([~np.isfinite(pixels) for pixels in read_chunks(image)])
+    gaps = np.flatnonzero(masked)
+    count, wanted = masked.size - gaps.size, ZScaleInterval().n_samples
     rank = np.arange(0, count, max(1, count // wanted))[:wanted]
     # gaps[i] - i finite pixels lie before gap i; every gap shifts the pixels after it by one.
     position = rank + np.searchsorted(gaps - np.arange(gaps.size), rank, side="right")
-    pixels = [read_pixels(image, number, 1)[0] for number in position.tolist()]
-    return np.array(pixels, np.result_type(image.buffer, np.float32))
+    return np.array([read_pixels(image, number, 1)[0] for number in position.tolist()])
 
 
-def find_scale(image: Image) -> tuple[np.floating, np.floating]:
-    """Return vmin and vmax - vmin, the ZScale limits of an image's finite pixels.
+def find_limits(image: Image) -> ManualInterval:
+    """Return the ZScale limits of an image's finite pixels, or their extremes if those coincide.
 
-    They have the image's own precision, at least float32. If the limits coincide, the finite
-    minimum and maximum stand in; if those do, too, the image cannot be scaled (DatasetError).
+    Raises DatasetError if there is no finite pixel or the extremes coincide as well.
     """
     sample = sample_finite(image)
     if not sample.size:
         raise DatasetError(f"{image.path}: no finite pixel")
-    with np.errstate(all="ignore"):  # what overflows is refused below
-        vmin, vmax = ZScaleInterval().get_limits(sample)
-        if not vmin < vmax:
-            starts = range(0, math.prod(image.shape), CHUNK_PIXELS)
-            chunks = (read_pixels(image, start) for start in starts)
-            finite = np.concatenate([chunk[np.isfinite(chunk)] for chunk in chunks])
-            vmin, vmax = finite.min(), finite.max()
-        distance = sample.dtype.type(float(vmax) - float(vmin))
-    if not 0 < distance < np.inf:
+    vmin, vmax = map(float, ZScaleInterval().get_limits(sample))
+    if not vmin < vmax:
+        finite = np.concatenate([pixels[np.isfinite(pixels)] for pixels in read_chunks(image)])
+        vmin, vmax = float(finite.min()), float(finite.max())
+    if not 0 < sample.dtype.type(vmax - vmin) < np.inf:
         raise DatasetError(f"{image.path}: cannot be scaled between {vmin:g} and {vmax:g}")
-    return sample.dtype.type(vmin), distance
+    return ManualInterval(vmin, vmax)
 
 
 def scale_chunks(image: Image) -> Iterator[np.ndarray]:
-    """Yield the pixels of an image scaled to [0, 1], CHUNK_PIXELS at a time, in the same array."""
-    vmin, distance = find_scale(image)
-    buffer = np.empty(CHUNK_PIXELS, distance.dtype)
-    for start in range(0, math.prod(image.shape), CHUNK_PIXELS):
-        pixels = read_pixels(image, start)
-        scaled = buffer[: pixels.size]
-        scaled[:] = pixels
-        scaled[~np.isfinite(scaled)] = 0  # masked pixels get what zero flux, the sky, gets
-        with np.errstate(over="ignore"):  # infinity is clipped, too
-            scaled -= vmin
-            scaled /= distance
-        yield np.clip(scaled, 0, 1, out=scaled)
+    """Yield the pixels of an image scaled to [0, 1], CHUNK_PIXELS at a time."""
+    limits = find_limits(image)
+    for pixels in read_chunks(image):
+        pixels[~np.isfinite(pixels)] = 0  # masked pixels get what zero flux, the sky, gets
+        yield limits(pixels, out=pixels)
 
 
 def last_change(paths: list[Path]) -> float:
@@ -263,7 +252,7 @@ def write_tensor(path: Path, image_paths: list[Path]) -> tuple[int, int]:
     Raises DatasetError if an image cannot be read or scaled, or if their shapes differ.
     """
     before = last_change(image_paths)
-    with ExitStack() as stack:
+    with ExitStack() as stack, np.errstate(all="ignore"):  # what overflows is refused or clipped
         files = [stack.enter_context(image.open("rb", buffering=0)) for image in image_paths]
         images = list(map(open_image, image_paths, files))
         shape = images[0].shape
@@ -381,7 +370,7 @@ def read_catalog(job_dir: Path) -> pd.DataFrame:
     match = catalog["match"]
     known = (match == NO_MATCH) | ((match >= 0) & (match % 1 == 0))
     refuse(match, ~known, f"{path}: column match", f"{NO_MATCH} for no source, or its number >= 0")
-    if not set(FINDER_COLUMNS) <= set(catalog) and os.path.lexists(finder_path):
+    if not set(CATALOG_COLUMNS) <= set(catalog) and os.path.lexists(finder_path):
         catalog = join_finder(catalog, read_table(finder_path), job_dir)
     for axis in "xy":
         position = catalog.get(axis, catalog.get(f"{axis}_fit"))
@@ -476,22 +465,18 @@ def run_locally(work: partial, job_dirs: list[Path], workers: int) -> Iterator[R
         yield from map(work, job_dirs)
         return
     gc.freeze()  # workers need not search for garbage in what was imported
-    try:
-        executor = ProcessPoolExecutor(workers, initializer=set_up_worker)
-        results = executor.map(work, job_dirs)
-    except (OSError, ValueError) as error:
-        reason = f"{workers} processes cannot be started: {error}"
-        raise DatasetError(f"{reason}; try --workers 1") from error
     done = 0
     try:
-        with executor, last_interrupt():  # which waits for the jobs that have begun
-            for result in results:
+        with ProcessPoolExecutor(workers, initializer=set_up_worker) as pool, last_interrupt():
+            for result in pool.map(work, job_dirs):
                 yield result
                 done += 1
     except BrokenExecutor as error:
-        reason = "killed, out of memory, or its disk failed"
-        job = job_dirs[done].name
-        raise DatasetError(f"a worker died at {job} or later ({reason}); {GO_ON}") from error
+        reason = f"a worker died (killed, or out of memory?) at {job_dirs[done].name} or later"
+        raise DatasetError(f"{reason}; {GO_ON}") from error
+    except (OSError, ValueError) as error:
+        reason = f"{workers} processes cannot be started: {error}"
+        raise DatasetError(f"{reason}; try --workers 1") from error
 
 
 def run_on_dask(work: partial, job_dirs: list[Path], address: str) -> Iterator[Result]:
