@@ -162,38 +162,35 @@ def open_image(path: Path, file: BinaryIO) -> Image:
             hdus = fits.open(file, memmap=False, uint=False)  # with uint, BLANK has no effect
             for hdu in hdus:
                 shape = tuple(side for side in hdu.shape if side != 1) if hdu.is_image else ()
-                if len(shape) == 2 and all(shape):
-                    break
-            else:
-                found = ", ".join(f"{hdu.name} {hdu.shape}" for hdu in hdus if hdu.is_image)
-                raise DatasetError(f"{path}: no HDU with a 2-D image; it has {found}")
-            compressed = isinstance(hdu, fits.CompImageHDU)
-            bits, offset = hdu.header["BITPIX"], hdu.fileinfo()["datLoc"]
-            if not compressed and file.seek(0, os.SEEK_END) < offset + hdu.size:
-                raise DatasetError(f"{path}: cut short, it ends before its last pixel")
-            dtype = np.dtype(f">f{abs(bits) // 8}") if bits < 0 else None
-            if compressed or bits > 0 or "BSCALE" in hdu.header or "BZERO" in hdu.header:
-                file, offset, dtype = io.BytesIO(hdu.data.tobytes()), 0, hdu.data.dtype
-        return Image(path, file, offset, dtype, shape)
+                if len(shape) != 2 or not all(shape):
+                    continue
+                compressed, offset = isinstance(hdu, fits.CompImageHDU), hdu.fileinfo()["datLoc"]
+                if not compressed and file.seek(0, os.SEEK_END) < offset + hdu.size:
+                    raise DatasetError(f"{path}: cut short, it ends before its last pixel")
+                bits, scaled = hdu.header["BITPIX"], {"BSCALE", "BZERO"} & set(hdu.header)
+                if bits < 0 and not scaled and not compressed:
+                    return Image(path, file, offset, np.dtype(f">f{-bits // 8}"), shape)
+                memory = io.BytesIO(hdu.data.tobytes())
+                return Image(path, memory, 0, hdu.data.dtype, shape)
+            found = ", ".join(f"{hdu.name} {hdu.shape}" for hdu in hdus if hdu.is_image)
     except DatasetError:
         raise
     except Exception as error:  # all: astropy's error for a damaged tile has no public name
         raise DatasetError(f"{path}: not a readable FITS image: {error}") from error
+    raise DatasetError(f"{path}: no HDU with a 2-D image; it has {found}")
 
 
 def read_pixels(image: Image, start: int, count: int) -> np.ndarray:
-    """Read up to `count` pixels from number `start` on, in the image's precision, float32 at least.
+    """Read up to `count` pixels of an image, in its dtype, from number `start` on.
 
     Mapping the file is no faster, and if that shrinks, it ends the process or gives zeros.
     """
     count = min(count, math.prod(image.shape) - start)
     try:
         image.file.seek(image.offset + start * image.dtype.itemsize)
-        content = image.file.read(count * image.dtype.itemsize)
-        pixels = np.frombuffer(content, image.dtype, count)
+        return np.frombuffer(image.file.read(count * image.dtype.itemsize), image.dtype, count)
     except (OSError, ValueError) as error:
-        raise DatasetError(f"{image.path}: cannot be read to its end: {error}") from error
-    return pixels.astype(np.result_type(pixels, np.float32))
+        raise DatasetError(f"{image.path}: cut short, or not readable: {error}") from error
 
 
 def read_chunks(image: Image) -> Iterator[np.ndarray]:
@@ -210,7 +207,8 @@ def sample_finite(image: Image) -> np.ndarray:
     rank = np.arange(0, count, max(1, count // wanted))[:wanted]
     # gaps[i] - i finite pixels lie before gap i; every gap shifts the pixels after it by one.
     position = rank + np.searchsorted(gaps - np.arange(gaps.size), rank, side="right")
-    return np.array([read_pixels(image, number, 1)[0] for number in position.tolist()])
+    pixels = [read_pixels(image, number, 1)[0] for number in position.tolist()]
+    return np.array(pixels, np.result_type(image.dtype, np.float32))
 
 
 def find_limits(image: Image) -> ManualInterval:
@@ -234,8 +232,9 @@ def scale_chunks(image: Image) -> Iterator[np.ndarray]:
     """Yield the pixels of an image scaled to [0, 1], CHUNK_PIXELS at a time."""
     limits = find_limits(image)
     for pixels in read_chunks(image):
-        pixels[~np.isfinite(pixels)] = 0  # masked pixels get what zero flux, the sky, gets
-        yield limits(pixels, out=pixels)
+        flux = pixels.astype(np.result_type(pixels, np.float32))
+        flux[~np.isfinite(flux)] = 0  # masked pixels get what zero flux, the sky, gets
+        yield limits(flux, out=flux)
 
 
 def last_change(paths: list[Path]) -> float:
@@ -590,7 +589,7 @@ def summarize(used: dict[str, Counter[str]], left_out: int, index_path: Path) ->
     if lacking:
         LOG.warning(f"columns missing from catalogs, left empty: {', '.join(lacking)}")
     if suspect := [jid for jid, counts in used.items() if counts["real"] > counts["bogus"]]:
-        found = f"more than half of the candidates are real in {len(suspect)} jobs"
+        found = f"more than half of the candidates are real in {len(suspect)} of {len(used)} jobs"
         LOG.warning(f"{found}, such as {suspect[0]}; is match {NO_MATCH} if there is no source?")
     real, bogus = total["real"], total["bogus"]
     percent = 100 / max(real + bogus, 1)

@@ -443,8 +443,8 @@ def test_a_job_with_a_broken_image_is_left_out_and_named(raw, tmp_path, capsys, 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda path: os.truncate(path, 5000), "cannot be read to its end"),
-        (lambda path: os.truncate(path, path.stat().st_size - 1), "cannot be read to its end"),
+        (lambda path: os.truncate(path, 5000), "cut short, or not readable"),
+        (lambda path: os.truncate(path, path.stat().st_size - 1), "cut short, or not readable"),
         (lambda path: os.utime(path, ns=(0, 2**61)), "an image changed while it was read"),
         (lambda path: path.unlink(), "an image changed while it was read"),
     ],
