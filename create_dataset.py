@@ -11,7 +11,7 @@
 """Turn RAPID job folders into a dataset: one image tensor per job and one index of candidates.
 
 Reads every folder `jid*` directly under the input folder: a science, a reference, a difference and
-a score image (FITS), and the candidate catalog `psfcat.csv`, whose finder columns may be in
+a score image (FITS), and the candidate catalog `psfcat.csv`, some of whose columns may be in
 `diffimage_masked_psfcat_finder.txt`. Writes `images/<jid>.npy`, float32 (H, W, 4), each channel
 ZScale-normalised to [0, 1], and `master_index.csv`, one row per candidate with its label (1 real,
 0 bogus). A tensor that is newer than its images is kept: a second run does only what is missing.
@@ -20,7 +20,7 @@ ZScale-normalised to [0, 1], and `master_index.csv`, one row per candidate with 
     python create_dataset.py -i /shared/raw -o /shared/dataset --scheduler tcp://node1:8786
 
 Exit codes: 0 every job is in the dataset; 1 a job was left out or the run failed (stderr says why);
-2 wrong usage; 130 interrupted by Ctrl-C. Candidates off their image are only counted.
+2 wrong usage; 130 interrupted by Ctrl-C. Candidates off the image are dropped and counted.
 """
 
 import argparse
@@ -58,8 +58,7 @@ try:
 except ImportError:  # Windows has no such locks
     fcntl = None
 
-CHANNELS = {  # in the order of the tensor's last axis: file names without their suffix, of which
-    # the first that is there is read
+CHANNELS = {  # in the order of the tensor's last axis; the stems of the file names, best first
     "science": ("bkg_subbed_science_image",),
     "reference": ("awaicgen_output_mosaic_image_resampled",),
     "difference": ("diffimage_masked",),
@@ -75,21 +74,21 @@ INDEX_COLUMNS = tuple(
 )
 # The columns that come from the catalogs.
 CATALOG_COLUMNS = tuple(c for c in INDEX_COLUMNS if c not in ("jid", "label", "image_filename"))
-ALIASES = {  # names of a column in the catalogs, in order of preference, if it has several
+ALIASES = {  # names of a column in the catalogs, best first, if it has several
     "x": ("x", "xcentroid", "x_centroid"),
     "y": ("y", "ycentroid", "y_centroid"),
     "npix": ("npix", "n_pixels"),
 }
 EMPTY_CELLS = ("", '""', "--", "NA", "N/A", "<NA>", "NULL", "null", "None", "nan", "NaN", "-nan")
 NO_MATCH = -1  # `match` of a candidate that is no injected or simulated source
-CHUNK_PIXELS = 2**15  # of an image in memory at a time: few enough for the processor's cache
+CHUNK_PIXELS = 2**15  # of an image handled at a time: they fit the processor's cache
 PROGRESS_JOBS = 100  # jobs between two lines of progress if stderr is not a terminal
-CONNECT_S = 12  # patience with a Dask scheduler, and then with its first worker, seconds
+CONNECT_S = 12  # seconds to wait for a Dask scheduler, and then for its first worker
 TEMPORARY = ".create_dataset-"  # the names of unfinished files begin with it
 GO_ON = "finished tensors are kept; run the same command again to go on"
 
 LOG = logging.getLogger("create_dataset")
-Result = tuple[str, Counter[str]] | str  # of a job: its index rows and counts, or why it has none
+Result = tuple[str, Counter[str]] | str  # of one job: CSV rows and counts, or why it is left out
 
 
 class DatasetError(Exception):
@@ -97,7 +96,7 @@ class DatasetError(Exception):
 
 
 class OutputError(Exception):
-    """The output cannot be written: this ends the run, where DatasetError leaves out one job."""
+    """The output cannot be written. This ends the run; a DatasetError only leaves out its job."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ class Image:
 
 
 def natural_key(name: str) -> tuple[list[str | int], str]:
-    """Sort key that puts jid2 before jid10, and decides between jid1 and jid01 by their text."""
+    """Sort key that puts jid2 before jid10, and jid01 before jid1."""
     parts = re.split(r"(\d+)", name)
     return [int(part) if part.isdecimal() else part for part in parts], name
 
@@ -147,8 +146,8 @@ def find_images(job_dir: Path) -> list[Path]:
 def open_image(path: Path, file: BinaryIO) -> Image:
     """Find the first 2-D image in a FITS file; axes of length 1 do not count.
 
-    Plain floats are read later. All else is read here, as astropy returns it: compressed, scaled,
-    or integers, which may be BLANK. Raises DatasetError if the file is damaged or has no image.
+    Plain floats are read later. Astropy decodes all others here: compressed, scaled, and integers,
+    which may be BLANK. Raises DatasetError if the file is damaged or has no image.
     """
     try:
         start = file.read(30)
@@ -183,7 +182,7 @@ def open_image(path: Path, file: BinaryIO) -> Image:
 def read_pixels(image: Image, start: int, count: int) -> np.ndarray:
     """Read up to `count` pixels of an image, in its dtype, from number `start` on.
 
-    Mapping the file is no faster, and if that shrinks, it ends the process or gives zeros.
+    Not mapped: if a mapped file shrinks, the process dies or reads zeros.
     """
     count = min(count, math.prod(image.shape) - start)
     try:
@@ -266,7 +265,7 @@ def write_tensor(path: Path, image_paths: list[Path]) -> tuple[int, int]:
             pixels = buffer[: chunks[0].size]
             for channel, chunk in enumerate(chunks):
                 pixels[:, channel] = chunk
-            if not pixels.min() >= 0:  # NaN is not
+            if not pixels.min() >= 0:  # false for NaN, too
                 raise DatasetError(f"{path}: NaN in the tensor; please report this as a bug")
             tensor.write(pixels)
         if last_change(image_paths) != before:
@@ -278,7 +277,7 @@ def current_shape(path: Path, image_paths: list[Path]) -> tuple[int, int] | None
     """Return (H, W) of a tensor that is complete and newer than its images, else None."""
     try:
         tensor, status = np.lib.format.open_memmap(path, mode="r"), path.stat()
-    except Exception:  # all that numpy may raise for a damaged file: it is written anew
+    except Exception:  # numpy raises many kinds for a damaged file, which is rewritten
         return None
     complete = status.st_size == tensor.offset + tensor.nbytes and tensor.flags.c_contiguous
     layout = tensor.dtype.str, tensor.shape[2:]
@@ -313,10 +312,10 @@ def read_table(path: Path) -> pd.DataFrame:
             header=None,
             dtype=str,
             keep_default_na=False,
-            engine="python",  # the other one fills up short rows unnoticed
+            engine="python",  # the other one silently fills up short rows
         )
     except (OSError, ValueError) as error:
-        reason = str(error).partition(". Error could")[0]  # be due to quotes, pandas guesses
+        reason = str(error).partition(". Error could")[0]  # drop a guess of pandas about quotes
         raise DatasetError(f"{path}: not a readable catalog: {reason}") from error
     if len(cells) != sum(bool(line.strip()) for line in text.split("\n")):
         raise DatasetError(f"{path}: a line break within a cell; is a quote not closed?")
@@ -405,7 +404,7 @@ def index_rows(
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """Yield a file that takes its name, `path`, once it is complete; else raise OutputError."""
+    """Yield a temporary file, renamed to `path` once it is complete; else raise OutputError."""
     temporary = path.with_name(f"{TEMPORARY}{os.urandom(8).hex()}.tmp")
     try:
         with temporary.open("xb") as file:
@@ -414,7 +413,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
-        with suppress(OSError):  # it has its name, or was never made
+        with suppress(OSError):  # it was renamed, or never created
             temporary.unlink()
 
 
@@ -426,7 +425,7 @@ def process_job(job_dir: Path, images_dir: Path, overwrite: bool) -> Result:
     jid, path = job_dir.name, images_dir / f"{job_dir.name}.npy"
     try:
         if not jid.isprintable() or set(jid) & set('\\",') or len(os.fsencode(jid)) > 250:
-            raise DatasetError("such a name cannot be written into the index; rename the folder")
+            raise DatasetError("its name is too long or has odd characters; rename the folder")
         image_paths, catalog = find_images(job_dir), read_catalog(job_dir)
         shape = None if overwrite else current_shape(path, image_paths)
         done = {"jobs up to date": 1}
@@ -450,7 +449,7 @@ def set_up_worker() -> None:
 
 @contextmanager
 def last_interrupt() -> Iterator[None]:
-    """Ignore Ctrl-C after the first one: a second would leave workers behind that wait for ever."""
+    """Ignore further Ctrl-C after the first one: a second would leave workers waiting for ever."""
     try:
         yield
     except KeyboardInterrupt:
@@ -464,18 +463,21 @@ def run_locally(work: partial, job_dirs: list[Path], workers: int) -> Iterator[R
         yield from map(work, job_dirs)
         return
     gc.freeze()  # workers need not search for garbage in what was imported
+    try:
+        pool = ProcessPoolExecutor(workers, initializer=set_up_worker)
+        results = pool.map(work, job_dirs)
+    except (OSError, ValueError) as error:
+        reason = f"{workers} processes cannot be started: {error}"
+        raise DatasetError(f"{reason}; try --workers 1") from error
     done = 0
     try:
-        with ProcessPoolExecutor(workers, initializer=set_up_worker) as pool, last_interrupt():
-            for result in pool.map(work, job_dirs):
+        with pool, last_interrupt():  # on exit, it waits for the jobs that have begun
+            for result in results:
                 yield result
                 done += 1
     except BrokenExecutor as error:
         reason = f"a worker died (killed, or out of memory?) at {job_dirs[done].name} or later"
         raise DatasetError(f"{reason}; {GO_ON}") from error
-    except (OSError, ValueError) as error:
-        reason = f"{workers} processes cannot be started: {error}"
-        raise DatasetError(f"{reason}; try --workers 1") from error
 
 
 def run_on_dask(work: partial, job_dirs: list[Path], address: str) -> Iterator[Result]:
@@ -542,7 +544,7 @@ def remove_stale_tensors(images_dir: Path, used: Iterable[str], jobs: list[str])
 
 @contextmanager
 def exclusive_lock(folder: Path) -> Iterator[None]:
-    """Keep other runs out of a folder as long as this process lives; remove unfinished files."""
+    """Lock a folder against other runs; remove unfinished files on exit."""
     with ExitStack() as stack:
         if fcntl:
             descriptor = os.open(folder, os.O_RDONLY)
@@ -562,7 +564,7 @@ def exclusive_lock(folder: Path) -> Iterator[None]:
 
 
 def build_dataset(args: argparse.Namespace) -> tuple[dict[str, Counter[str]], int]:
-    """Make or update the dataset; return the counts of each job in it, and how many are not."""
+    """Make or update the dataset; return the counts of each job in it, and the number left out."""
     # Absolute, because the workers of Dask run in other folders.
     input_dir, output_dir = args.input_dir.absolute(), args.output_dir.absolute()
     images_dir, jobs = output_dir / IMAGES_DIR, find_jobs(input_dir)
@@ -590,7 +592,7 @@ def summarize(used: dict[str, Counter[str]], left_out: int, index_path: Path) ->
         LOG.warning(f"columns missing from catalogs, left empty: {', '.join(lacking)}")
     if suspect := [jid for jid, counts in used.items() if counts["real"] > counts["bogus"]]:
         found = f"more than half of the candidates are real in {len(suspect)} of {len(used)} jobs"
-        LOG.warning(f"{found}, such as {suspect[0]}; is match {NO_MATCH} if there is no source?")
+        LOG.warning(f"{found}, such as {suspect[0]}; check that match is {NO_MATCH} for no source")
     real, bogus = total["real"], total["bogus"]
     percent = 100 / max(real + bogus, 1)
     size = total["bytes"] + index_path.stat().st_size
@@ -616,7 +618,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--overwrite", action="store_true", help="rebuild the tensors that are up to date, too")
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     add = parser.add_mutually_exclusive_group().add_argument
-    # The default is a text: argparse takes an equal number for an option that was not given.
+    # A text: argparse would take an equal number for an option that was not given.
     add("--workers", type=int, default=str(cpus), help="processes on this machine")
     add("--scheduler", help="address of a Dask scheduler, whose workers do the work instead")
     args = parser.parse_args(argv)
@@ -634,16 +636,17 @@ def main(argv: list[str] | None = None) -> int:
     try:
         used, left_out = build_dataset(args)
         summary = summarize(used, left_out, args.output_dir / INDEX_NAME)
-        print(f"{summary} in {time.monotonic() - start:.1f} s", flush=True)
-    except (BrokenPipeError, UnicodeEncodeError) as error:  # the dataset is complete all the same
-        LOG.warning(f"the summary cannot be printed: {error}")
-        sys.stdout = None  # else Python tries again on exit, and fails
     except (DatasetError, OutputError, OSError) as error:
         LOG.error(error)
         return 1
     except KeyboardInterrupt:
         LOG.error(f"interrupted: {GO_ON}")
         return 130
+    try:
+        print(f"{summary} in {time.monotonic() - start:.1f} s", flush=True)
+    except (OSError, UnicodeEncodeError) as error:  # the dataset is complete all the same
+        LOG.warning(f"the summary cannot be printed: {error}")
+        sys.stdout = None  # else Python tries again on exit, and fails
     return 1 if left_out else 0
 
 
