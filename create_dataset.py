@@ -24,11 +24,11 @@ Exit codes: 0 every job is in the dataset; 1 a job was left out or the run faile
 """
 
 import argparse
+import csv
 import gc
 import gzip
 import io
 import logging
-import math
 import multiprocessing
 import os
 import re
@@ -41,7 +41,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -99,17 +98,6 @@ class OutputError(Exception):
     """The output cannot be written. This ends the run; a DatasetError only leaves out its job."""
 
 
-@dataclass(frozen=True)
-class Image:
-    """A 2-D image: where its pixels lie in a file, which may be one in memory."""
-
-    path: Path
-    file: BinaryIO
-    offset: int  # of the first pixel, bytes
-    dtype: np.dtype
-    shape: tuple[int, int]  # height and width
-
-
 def natural_key(name: str) -> tuple[list[str | int], str]:
     """Sort key that puts jid2 before jid10, and jid01 before jid1."""
     parts = re.split(r"(\d+)", name)
@@ -130,110 +118,78 @@ def find_jobs(input_dir: Path) -> list[str]:
 
 def find_images(job_dir: Path) -> list[Path]:
     """Return the paths of a job's images, in the order of CHANNELS."""
-    try:
-        present = {entry.name for entry in job_dir.iterdir()}
-    except OSError as error:
-        raise DatasetError(f"{job_dir}: cannot be entered: {error.strerror}") from error
+    present = {entry.name for entry in job_dir.iterdir()}
     paths = []
     for channel, stems in CHANNELS.items():
         names = [stem + suffix for stem in stems for suffix in IMAGE_SUFFIXES]
-        if present.isdisjoint(names):
+        found = [name for name in names if name in present]
+        if not found:
             raise DatasetError(f"{job_dir}: no {channel} image; expected one of {', '.join(names)}")
-        paths.append(job_dir / next(name for name in names if name in present))
+        paths.append(job_dir / found[0])
     return paths
 
 
-def open_image(path: Path, file: BinaryIO) -> Image:
-    """Find the first 2-D image in a FITS file; axes of length 1 do not count.
+def read_image(path: Path) -> np.ndarray:
+    """Return the first 2-D image in a FITS file, (H, W); axes of length 1 do not count.
 
-    Plain floats are read later. Astropy decodes all others here: compressed, scaled, and integers,
-    which may be BLANK. Raises DatasetError if the file is damaged or has no image.
+    Floats are big-endian and mapped, so that their pixels are read when they are used; compressed,
+    scaled and integer images, which may have BLANK pixels, are floats in memory. Raises
+    DatasetError if the file is damaged or has no image.
     """
     try:
-        start = file.read(30)
-        if start.startswith(b"\x1f\x8b"):  # gzip, whatever the name; its checksum is at the end
-            file = io.BytesIO(gzip.decompress(start + file.read()))
+        with path.open("rb") as file:
             start = file.read(30)
-            file.seek(0)
+        source = path
+        if start.startswith(b"\x1f\x8b"):  # gzip, whatever the name; its checksum is at the end
+            source = io.BytesIO(gzip.decompress(path.read_bytes()))
+            start = source.getvalue()[:30]
         if not re.match(rb"SIMPLE  = +[TF]", start):
             raise DatasetError(f"{path}: not a FITS file: it begins with {start[:9]!r}")
         with warnings.catch_warnings(action="ignore"):  # about missing padding, for example
-            hdus = fits.open(file, memmap=False, uint=False)  # with uint, BLANK has no effect
-            for hdu in hdus:
-                shape = tuple(side for side in hdu.shape if side != 1) if hdu.is_image else ()
-                if len(shape) != 2 or not all(shape):
-                    continue
-                compressed, offset = isinstance(hdu, fits.CompImageHDU), hdu.fileinfo()["datLoc"]
-                if not compressed and file.seek(0, os.SEEK_END) < offset + hdu.size:
-                    raise DatasetError(f"{path}: cut short, it ends before its last pixel")
-                bits, scaled = hdu.header["BITPIX"], {"BSCALE", "BZERO"} & set(hdu.header)
-                if bits < 0 and not scaled and not compressed:
-                    return Image(path, file, offset, np.dtype(f">f{-bits // 8}"), shape)
-                memory = io.BytesIO(hdu.data.tobytes())
-                return Image(path, memory, 0, hdu.data.dtype, shape)
-            found = ", ".join(f"{hdu.name} {hdu.shape}" for hdu in hdus if hdu.is_image)
+            with fits.open(source, uint=False) as hdus:  # with uint, BLANK has no effect
+                images = [hdu for hdu in hdus if hdu.is_image]
+                for hdu in images:
+                    if 0 not in hdu.shape and len(hdu.shape) - hdu.shape.count(1) == 2:
+                        return hdu.data.squeeze()
+            found = ", ".join(f"{hdu.name} {hdu.shape}" for hdu in images)
     except DatasetError:
         raise
     except Exception as error:  # all: astropy's error for a damaged tile has no public name
-        raise DatasetError(f"{path}: not a readable FITS image: {error}") from error
+        raise DatasetError(f"{path}: not a readable FITS image, or cut short: {error}") from error
     raise DatasetError(f"{path}: no HDU with a 2-D image; it has {found}")
 
 
-def read_pixels(image: Image, start: int, count: int) -> np.ndarray:
-    """Read up to `count` pixels of an image, in its dtype, from number `start` on.
-
-    Not mapped: if a mapped file shrinks, the process dies or reads zeros.
-    """
-    count = min(count, math.prod(image.shape) - start)
-    try:
-        image.file.seek(image.offset + start * image.dtype.itemsize)
-        return np.frombuffer(image.file.read(count * image.dtype.itemsize), image.dtype, count)
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"{image.path}: cut short, or not readable: {error}") from error
-
-
-def read_chunks(image: Image) -> Iterator[np.ndarray]:
-    """Yield all pixels of an image, CHUNK_PIXELS at a time."""
-    for start in range(0, math.prod(image.shape), CHUNK_PIXELS):
-        yield read_pixels(image, start, CHUNK_PIXELS)
-
-
-def sample_finite(image: Image) -> np.ndarray:
+def sample_finite(image: np.ndarray) -> np.ndarray:
     """Return the pixels that ZScaleInterval picks from the finite ones: every n-th, up to 1,000."""
-    masked = np.concatenate([~np.isfinite(pixels) for pixels in read_chunks(image)])
-    gaps = np.flatnonzero(masked)
-    count, wanted = masked.size - gaps.size, ZScaleInterval().n_samples
+    pixels = image.ravel()
+    chunks = (pixels[i : i + CHUNK_PIXELS] for i in range(0, pixels.size, CHUNK_PIXELS))
+    gaps = np.flatnonzero(np.concatenate([~np.isfinite(chunk) for chunk in chunks]))
+    count, wanted = pixels.size - gaps.size, ZScaleInterval().n_samples
     rank = np.arange(0, count, max(1, count // wanted))[:wanted]
     # gaps[i] - i finite pixels lie before gap i; every gap shifts the pixels after it by one.
-    position = rank + np.searchsorted(gaps - np.arange(gaps.size), rank, side="right")
-    pixels = [read_pixels(image, number, 1)[0] for number in position.tolist()]
-    return np.array(pixels, np.result_type(image.dtype, np.float32))
+    return pixels[rank + np.searchsorted(gaps - np.arange(gaps.size), rank, side="right")]
 
 
-def find_limits(image: Image) -> ManualInterval:
+def as_float(pixels: np.ndarray) -> np.ndarray:
+    """Return a copy of pixels as native floats of their own precision, at least float32."""
+    return pixels.astype(np.result_type(pixels, np.float32))
+
+
+def find_limits(image: np.ndarray, path: Path) -> ManualInterval:
     """Return the ZScale limits of an image's finite pixels, or their extremes if those coincide.
 
     Raises DatasetError if there is no finite pixel or the extremes coincide as well.
     """
-    sample = sample_finite(image)
+    sample = as_float(sample_finite(image))
     if not sample.size:
-        raise DatasetError(f"{image.path}: no finite pixel")
+        raise DatasetError(f"{path}: no finite pixel")
     vmin, vmax = map(float, ZScaleInterval().get_limits(sample))
     if not vmin < vmax:
-        finite = np.concatenate([pixels[np.isfinite(pixels)] for pixels in read_chunks(image)])
+        finite = image[np.isfinite(image)]
         vmin, vmax = float(finite.min()), float(finite.max())
     if not 0 < sample.dtype.type(vmax - vmin) < np.inf:
-        raise DatasetError(f"{image.path}: cannot be scaled between {vmin:g} and {vmax:g}")
+        raise DatasetError(f"{path}: cannot be scaled between {vmin:g} and {vmax:g}")
     return ManualInterval(vmin, vmax)
-
-
-def scale_chunks(image: Image) -> Iterator[np.ndarray]:
-    """Yield the pixels of an image scaled to [0, 1], CHUNK_PIXELS at a time."""
-    limits = find_limits(image)
-    for pixels in read_chunks(image):
-        flux = pixels.astype(np.result_type(pixels, np.float32))
-        flux[~np.isfinite(flux)] = 0  # masked pixels get what zero flux, the sky, gets
-        yield limits(flux, out=flux)
 
 
 def last_change(paths: list[Path]) -> float:
@@ -250,24 +206,26 @@ def write_tensor(path: Path, image_paths: list[Path]) -> tuple[int, int]:
     Raises DatasetError if an image cannot be read or scaled, or if their shapes differ.
     """
     before = last_change(image_paths)
-    with ExitStack() as stack, np.errstate(all="ignore"):  # what overflows is refused or clipped
-        files = [stack.enter_context(image.open("rb", buffering=0)) for image in image_paths]
-        images = list(map(open_image, image_paths, files))
-        shape = images[0].shape
-        if any(image.shape != shape for image in images):
-            found = ", ".join(f"{image.path.name} {image.shape}" for image in images)
-            raise DatasetError(f"{image_paths[0].parent}: images of different shapes: {found}")
-        tensor = stack.enter_context(atomic_write(path))
-        header = {"descr": "<f4", "fortran_order": False, "shape": (*shape, len(images))}
-        np.lib.format.write_array_header_1_0(tensor, header)
+    images = [read_image(image_path) for image_path in image_paths]
+    shape, size = images[0].shape, images[0].size
+    if any(image.shape != shape for image in images):
+        found = ", ".join(f"{p.name} {i.shape}" for p, i in zip(image_paths, images, strict=True))
+        raise DatasetError(f"{image_paths[0].parent}: images of different shapes: {found}")
+    header = {"descr": "<f4", "fortran_order": False, "shape": (*shape, len(images))}
+    # What overflows is refused or clipped.
+    with np.errstate(all="ignore"), atomic_write(path) as file:
+        limits = list(map(find_limits, images, image_paths))
+        np.lib.format.write_array_header_1_0(file, header)
         buffer = np.empty((CHUNK_PIXELS, len(images)), "<f4")
-        for chunks in zip(*map(scale_chunks, images), strict=True):
-            pixels = buffer[: chunks[0].size]
-            for channel, chunk in enumerate(chunks):
-                pixels[:, channel] = chunk
-            if not pixels.min() >= 0:  # false for NaN, too
+        for start in range(0, size, CHUNK_PIXELS):
+            strip = buffer[: size - start]
+            for channel, (image, scale) in enumerate(zip(images, limits, strict=True)):
+                flux = as_float(image.ravel()[start : start + CHUNK_PIXELS])
+                flux[~np.isfinite(flux)] = 0  # masked pixels get what zero flux, the sky, gets
+                strip[:, channel] = scale(flux, out=flux)
+            if not strip.min() >= 0:  # false for NaN, too
                 raise DatasetError(f"{path}: NaN in the tensor; please report this as a bug")
-            tensor.write(pixels)
+            file.write(strip)
         if last_change(image_paths) != before:
             raise DatasetError(f"{image_paths[0].parent}: an image changed while it was read")
     return shape
@@ -279,67 +237,85 @@ def current_shape(path: Path, image_paths: list[Path]) -> tuple[int, int] | None
         tensor, status = np.lib.format.open_memmap(path, mode="r"), path.stat()
     except Exception:  # numpy raises many kinds for a damaged file, which is rewritten
         return None
-    complete = status.st_size == tensor.offset + tensor.nbytes and tensor.flags.c_contiguous
-    layout = tensor.dtype.str, tensor.shape[2:]
+    layout = tensor.dtype.str, tensor.shape[2:], tensor.flags.c_contiguous, tensor.nbytes
+    expected = "<f4", (len(CHANNELS),), True, status.st_size - tensor.offset
     newer = status.st_mtime_ns >= last_change(image_paths)
-    valid = newer and complete and layout == ("<f4", (len(CHANNELS),))
-    return tensor.shape[:2] if valid else None
+    return tensor.shape[:2] if newer and layout == expected else None
 
 
 def refuse(cells: pd.Series, wrong: pd.Series, where: str, expected: str) -> None:
     """Raise DatasetError if some cells of a column are wrong; it names the first of them."""
     if wrong.any():
-        value = cells[wrong].iloc[0]
-        found = f"{'empty' if pd.isna(value) else repr(str(value)[:80])} in row {wrong.idxmax()}"
+        row, value = wrong.idxmax(), cells[wrong].iloc[0]
+        found = "empty" if pd.isna(value) else repr(str(value)[:80])
         more = f" and {wrong.sum() - 1} more" if wrong.sum() > 1 else ""
-        raise DatasetError(f"{where}: {found}{more}; expected {expected}")
+        raise DatasetError(f"{where}: {found} in row {row + 1}{more}; expected {expected}")
+
+
+def find_columns(header: list[str], path: Path) -> dict[str, int]:
+    """Return the positions in a header of CATALOG_COLUMNS, x_fit and y_fit, if they are there.
+
+    The case of letters, spaces and a leading # do not count. Raises DatasetError if there is none
+    of them, or one occurs twice.
+    """
+    names, positions = [name.strip("# \t").lower() for name in header], {}
+    for column in (*CATALOG_COLUMNS, "x_fit", "y_fit"):
+        name = next((name for name in ALIASES.get(column, [column]) if name in names), None)
+        if names.count(name) > 1:
+            raise DatasetError(f"{path}: column {name} occurs more than once")
+        if name is not None:
+            positions[column] = names.index(name)
+    if not positions:
+        raise DatasetError(f"{path}: the header has no column of a catalog: {names}"[:300])
+    return positions
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Read those of CATALOG_COLUMNS, x_fit and y_fit that a catalog has: float64, NaN if empty.
+    """Read the columns of a catalog that find_columns finds: float64, NaN if empty.
 
-    Cells are separated by blanks in *.txt, else by commas. In the header, the case of letters,
-    spaces and a leading # do not count. Raises DatasetError if the file is missing or damaged, a
-    column or an id occurs twice, or a cell is not a number.
+    Cells are separated by blanks in *.txt, else by commas. Raises DatasetError if the file is
+    missing or damaged, rows differ in length, a cell is not a number, or an id occurs twice.
     """
     try:
         # Known columns have ASCII names; other text may be in any encoding.
         text = path.read_text(encoding="utf-8-sig", errors="replace").lstrip("# \t\n")
+        lines = [line for line in text.split("\n") if line.strip()]
+        style = {"delimiter": ",", "skipinitialspace": True}
+        if path.suffix == ".txt":
+            lines = [" ".join(line.split()) for line in lines]
+            style = {"delimiter": " ", "quoting": csv.QUOTE_NONE}
+        rows = csv.reader(lines, strict=True, **style)
+        header = next(rows, [])
+        positions = find_columns(header, path)
+        for number, row in enumerate(rows, 1):  # pandas would fill up short rows
+            if len(row) != len(header) or rows.line_num != number + 1:
+                found = f"row {number} has {len(row)} cells, the header {len(header)}"
+                raise DatasetError(f"{path}: {found}; or a quote is not closed")
         cells = pd.read_csv(
-            io.StringIO(text),
-            sep=r"\s+" if path.suffix == ".txt" else ",",
-            skipinitialspace=True,
-            header=None,
-            dtype=str,
+            io.StringIO("\n".join(lines)),
+            **style,
+            header=0,
+            names=range(len(header)),
+            usecols=positions.values(),
+            na_values=EMPTY_CELLS,
             keep_default_na=False,
-            engine="python",  # the other one silently fills up short rows
+            low_memory=False,
         )
-    except (OSError, ValueError) as error:
-        reason = str(error).partition(". Error could")[0]  # drop a guess of pandas about quotes
-        raise DatasetError(f"{path}: not a readable catalog: {reason}") from error
-    if len(cells) != sum(bool(line.strip()) for line in text.split("\n")):
-        raise DatasetError(f"{path}: a line break within a cell; is a quote not closed?")
-    short = cells.isna().any(axis=1)
-    if short.any():
-        raise DatasetError(f"{path}: row {short.argmax()} is shorter than the header")
-    header, table = [name.strip("# \t").lower() for name in cells.iloc[0]], {}
-    for column in (*CATALOG_COLUMNS, "x_fit", "y_fit"):
-        name = next((name for name in ALIASES.get(column, [column]) if name in header), None)
-        if header.count(name) > 1:
-            raise DatasetError(f"{path}: column {name} occurs more than once")
-        if name is not None:
-            texts = cells.loc[1:, header.index(name)].str.strip()
-            empty = texts.isin(EMPTY_CELLS)
-            table[column] = pd.to_numeric(texts.mask(empty), errors="coerce")
-            refuse(texts, table[column].isna() & ~empty, f"{path}: column {name}", "a number")
-    if not table:
-        raise DatasetError(f"{path}: the header has no column of a catalog: {header}"[:300])
+    except (OSError, ValueError, csv.Error) as error:
+        raise DatasetError(f"{path}: not a readable catalog: {error}") from error
+    table = {}
+    for column, position in positions.items():
+        values = cells[position]
+        if values.dtype.kind not in "iuf":  # pandas took True, for one, for a boolean
+            values = values.map(str, na_action="ignore")
+        table[column] = pd.to_numeric(values, errors="coerce").astype(float)
+        wrong = table[column].isna() & values.notna()
+        refuse(values, wrong, f"{path}: column {header[position].strip()}", "a number")
     if "id" in table:
-        ids, texts = table["id"].astype(float), cells.loc[1:, header.index("id")]
-        where = f"{path}: column id"
-        refuse(texts, ids.abs() >= 2**53, where, "less than 2**53: the index keeps ids as float64")
-        refuse(texts, ids.duplicated() & ids.notna(), where, "every id once")
-    return pd.DataFrame(table, dtype=float)
+        ids, where = table["id"], f"{path}: column id"
+        refuse(ids, ids.abs() >= 2**53, where, "less than 2**53: the index keeps ids as float64")
+        refuse(ids, ids.duplicated() & ids.notna(), where, "every id once")
+    return pd.DataFrame(table)
 
 
 def join_finder(catalog: pd.DataFrame, finder: pd.DataFrame, job_dir: Path) -> pd.DataFrame:
@@ -434,7 +410,7 @@ def process_job(job_dir: Path, images_dir: Path, overwrite: bool) -> Result:
             done = {"jobs written": 1, "bytes": 4 * len(CHANNELS) * shape[0] * shape[1]}
         rows, counts = index_rows(catalog, jid, shape)
     except (DatasetError, OSError, MemoryError) as error:
-        return str(error) or type(error).__name__
+        return " ".join(str(error).split()) or type(error).__name__
     # As objects, floats are written in two thirds of the time, with the same digits.
     text = rows.astype(object).to_csv(header=False, index=False, lineterminator="\n")
     return text, counts + Counter(done)
@@ -447,37 +423,25 @@ def set_up_worker() -> None:
     threading.Thread(target=lambda: os._exit(parent.join() or 1), daemon=True).start()
 
 
-@contextmanager
-def last_interrupt() -> Iterator[None]:
-    """Ignore further Ctrl-C after the first one: a second would leave workers waiting for ever."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        raise
-
-
 def run_locally(work: partial, job_dirs: list[Path], workers: int) -> Iterator[Result]:
     """Yield the results of all jobs, in order, from processes on this machine."""
     if workers == 1:  # in this process: a pool needs /dev/shm, which some containers lack
         yield from map(work, job_dirs)
         return
     gc.freeze()  # workers need not search for garbage in what was imported
-    try:
-        pool = ProcessPoolExecutor(workers, initializer=set_up_worker)
-        results = pool.map(work, job_dirs)
-    except (OSError, ValueError) as error:
-        reason = f"{workers} processes cannot be started: {error}"
-        raise DatasetError(f"{reason}; try --workers 1") from error
     done = 0
     try:
-        with pool, last_interrupt():  # on exit, it waits for the jobs that have begun
-            for result in results:
-                yield result
-                done += 1
-    except BrokenExecutor as error:
-        reason = f"a worker died (killed, or out of memory?) at {job_dirs[done].name} or later"
-        raise DatasetError(f"{reason}; {GO_ON}") from error
+        with ProcessPoolExecutor(workers, initializer=set_up_worker) as pool:
+            try:
+                for result in pool.map(work, job_dirs):
+                    yield result
+                    done += 1
+            except KeyboardInterrupt:  # a second one would leave workers that wait for ever
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
+                raise
+    except (BrokenExecutor, OSError, ValueError) as error:
+        where = f"the workers failed at {job_dirs[done].name} or a later job"
+        raise DatasetError(f"{where} ({error}); try --workers 1; {GO_ON}") from error
 
 
 def run_on_dask(work: partial, job_dirs: list[Path], address: str) -> Iterator[Result]:
@@ -489,7 +453,7 @@ def run_on_dask(work: partial, job_dirs: list[Path], address: str) -> Iterator[R
     for name in ("asyncio", "distributed", "distributed.client", "tornado.application"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # they log tracebacks at a Ctrl-C
     try:
-        with Client(address, timeout=CONNECT_S) as client, last_interrupt():
+        with Client(address, timeout=CONNECT_S) as client:
             client.wait_for_workers(1, timeout=CONNECT_S)
             for future in client.map(work, job_dirs, pure=False):
                 yield future.result()
@@ -509,21 +473,19 @@ def write_index(
     Raises DatasetError if no job could be used or a tensor is missing; an earlier index then stays.
     """
     path, used = output_dir / INDEX_NAME, {}
-    terminal = sys.stderr is not None and sys.stderr.isatty()
     with atomic_write(path) as file, logging_redirect_tqdm():
         file.write((",".join(INDEX_COLUMNS) + "\n").encode())
-        bar = tqdm(results, total=len(jobs), unit="job", disable=not terminal)
+        bar = tqdm(results, total=len(jobs), unit="job", disable=None if sys.stderr else True)
         for number, (jid, result) in enumerate(zip(jobs, bar, strict=True), 1):
             if isinstance(result, str):
-                name = jid if jid.isprintable() else ascii(jid)
-                LOG.error(f"{name} left out: {' '.join(result.split())}")
+                LOG.error(f"{jid if jid.isprintable() else ascii(jid)} left out: {result}")
             else:
                 tensor = output_dir / IMAGES_DIR / f"{jid}.npy"
                 if not tensor.exists():
                     raise DatasetError(f"{tensor}: is not there; do all workers share this folder?")
                 rows, used[jid] = result
                 file.write(rows.encode())
-            if number % PROGRESS_JOBS == 0 and not terminal:
+            if number % PROGRESS_JOBS == 0 and bar.disable:
                 LOG.info(f"{number:,} of {len(jobs):,} jobs")
         if not used:
             raise DatasetError(f"none of the jobs could be used; {path} is not written")
@@ -568,9 +530,6 @@ def build_dataset(args: argparse.Namespace) -> tuple[dict[str, Counter[str]], in
     # Absolute, because the workers of Dask run in other folders.
     input_dir, output_dir = args.input_dir.absolute(), args.output_dir.absolute()
     images_dir, jobs = output_dir / IMAGES_DIR, find_jobs(input_dir)
-    for folder in Path(os.path.realpath(images_dir)).parents:
-        if folder.parent == Path(os.path.realpath(input_dir)) and folder.name.startswith("jid"):
-            raise DatasetError(f"{output_dir}: lies in a job folder, {folder}; choose another -o")
     images_dir.mkdir(parents=True, exist_ok=True)
     work = partial(process_job, images_dir=images_dir, overwrite=args.overwrite)
     job_dirs = [input_dir / jid for jid in jobs]

@@ -179,9 +179,9 @@ def test_rows_of_unequal_length_are_refused(build, in_finder, first, second):
         ("id,x,y\n1,2,3\n", "", "psfcat.csv: no column match"),
         ("id;x;y;match\n1;2;3;-1\n", "", "psfcat.csv: .*no column of a catalog: .*id;x;y;match"),
         ("z" * 999 + "\n1\n", "", "no column of a catalog: .*zzz"),
-        ("\n\n", "", "psfcat.csv: not a readable catalog: No columns"),
+        ("\n\n", "", "psfcat.csv: the header has no column of a catalog"),
         ('id,x,y,match,c\n1,2,3,-1,"a\n2,2,3,-1,b\n', "", "catalog: unexpected end"),
-        ('id,x,y,match,c\n1,2,3,-1,"a\n2,2,3,-1,b"\n', "", "a line break within a cell"),
+        ('id,x,y,match,c\n1,2,3,-1,"a\n2,2,3,-1,b"\n', "", "a quote is not closed"),
         ("id,x,y,match,Match\n1,2,3,-1,5\n", "", "column match occurs more than once"),
         ("#X,id, x,y,match\n1,2,3,-1,5\n", "", "column x occurs more than once"),
         ('id,x,y,match,"# ID"\n1,2,3,-1,5\n', "", "column id occurs more than once"),
@@ -332,8 +332,7 @@ def test_an_id_that_float64_may_not_hold_is_refused(build, one, two, in_two_file
     """Two such ids became one, and candidates took the values of others."""
     psfcat = f"id,x,y,match\n{one},1,1,-1\n{two},2,2,4\n"
     reason = build(psfcat, f"id flux\n{two} 2\n{one} 1\n" if in_two_files else "").reason()
-    named = rf"'{re.escape(one)}(\.0)?' in row 1"
-    assert re.search(rf"psfcat.csv: column id: {named}.* 2\*\*53", reason)
+    assert re.search(r"psfcat.csv: column id: '-?[0-9.e+]+' in row 1\b.* 2\*\*53", reason)
 
 
 def test_ids_below_two_to_the_53_are_exact(build):

@@ -4,6 +4,7 @@ import gzip
 import os
 import re
 import shutil
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
@@ -392,7 +393,8 @@ def test_only_the_padding_behind_the_last_pixel_may_be_missing(tmp_path, capsys,
     job = write_science(tmp_path, pack(content[:end]))
     assert_array_equal(channel_of(job), scaled(pixels))
     job = write_science(tmp_path, pack(content[: end - 1]), jid="jid002")
-    assert reason_of(job, capsys).startswith(f"{job / SCIENCE}.fits: cut short")
+    reason = reason_of(job, capsys)
+    assert reason.startswith(f"{job / SCIENCE}.fits: not a readable FITS image, or cut short: ")
 
 
 def flip_a_byte(content: bytes) -> bytes:
@@ -440,34 +442,57 @@ def test_a_job_with_a_broken_image_is_left_out_and_named(raw, tmp_path, capsys, 
     assert "jid002" not in (tmp_path / "out" / "master_index.csv").read_text()
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda path: os.truncate(path, 5000), "cut short, or not readable"),
-        (lambda path: os.truncate(path, path.stat().st_size - 1), "cut short, or not readable"),
-        (lambda path: os.utime(path, ns=(0, 2**61)), "an image changed while it was read"),
-        (lambda path: path.unlink(), "an image changed while it was read"),
-    ],
-    ids=["cut short", "without its last byte", "written again", "gone"],
-)
-def test_a_file_that_changes_while_it_is_read_leaves_out_its_job(
-    tmp_path, capsys, monkeypatch, change, message
-):
+@pytest.fixture
+def spoil(tmp_path, monkeypatch) -> Callable[[Callable[[Path], None]], Path]:
+    """Return a function that lets the science image of jid1 change once it is partly read."""
     for jid in ("jid1", "jid2"):
         write_job(tmp_path / "raw", jid, images=make_images(0, (300, 300)))
-    path, out, clip = tmp_path / "raw" / "jid1" / f"{SCIENCE}.fits", tmp_path / "out", np.clip
+    path, clip = tmp_path / "raw" / "jid1" / f"{SCIENCE}.fits", np.clip
 
-    def spoil(*args: object, **more: object) -> np.ndarray:
-        monkeypatch.setattr(np, "clip", clip)  # after the first pixels
-        change(path)
-        return clip(*args, **more)
+    def spoil(change: Callable[[Path], None]) -> Path:
+        def spoiling_clip(*args: object, **more: object) -> np.ndarray:
+            monkeypatch.setattr(np, "clip", clip)  # after the first pixels
+            change(path)
+            return clip(*args, **more)
 
-    monkeypatch.setattr(np, "clip", spoil)
+        monkeypatch.setattr(np, "clip", spoiling_clip)
+        return path
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda path: os.truncate(path, path.stat().st_size - 1),  # gives zeros: a page is mapped
+        lambda path: os.utime(path, ns=(0, 2**61)),
+        lambda path: path.unlink(),
+    ],
+    ids=["without its last byte", "written again", "gone"],
+)
+def test_a_file_that_changes_while_it_is_read_leaves_out_its_job(tmp_path, capsys, spoil, change):
+    spoil(change)
+    out = tmp_path / "out"
     assert run(create_dataset, "-i", tmp_path / "raw", "-o", out, "--workers", "1") == 1
-    error = capsys.readouterr().err
-    assert "jid1 left out: " in error
-    assert message in error
+    reason = f"{tmp_path}/raw/jid1: an image changed while it was read"
+    assert capsys.readouterr().err == f"ERROR: jid1 left out: {reason}\n"
     assert [path.name for path in (out / "images").iterdir()] == ["jid2.npy"]
+
+
+def test_a_file_that_is_cut_short_while_it_is_read_ends_the_run(
+    tmp_path, capsys, monkeypatch, spoil
+):
+    """Its pixels are mapped: the kernel kills the worker that asks for what is no longer there."""
+    path, out, options = tmp_path / "raw", tmp_path / "out", ("--workers", "2")
+    content = spoil(lambda path: os.truncate(path, 5000)).read_bytes()
+    assert run(create_dataset, "-i", path, "-o", out, *options) == 1
+    assert capsys.readouterr().err.startswith("ERROR: the workers failed at jid1 or a later job (")
+    assert not (out / "master_index.csv").exists()
+    assert not (out / "images" / "jid1.npy").exists()
+    monkeypatch.undo()
+    (path / "jid1" / f"{SCIENCE}.fits").write_bytes(content)
+    assert run(create_dataset, "-i", path, "-o", out, *options) == 0
+    assert {p.name for p in (out / "images").iterdir()} == {"jid1.npy", "jid2.npy"}
 
 
 def test_a_channel_that_is_added_is_in_the_tensor_which_a_second_run_keeps(tmp_path, monkeypatch):

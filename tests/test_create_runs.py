@@ -235,8 +235,8 @@ UNUSABLE = {
     change_shape: f"images of different shapes: {STEMS[0]}.fits (72, 80), ",
     lambda job: (job / "psfcat.csv").unlink(): "psfcat.csv: not a readable catalog: [Errno 2] No",
     lambda job: job.rename(job.with_name("jid\n3")): "rename the folder",
-    lambda job: replace_by_link(job, "nowhere"): "jid003: cannot be entered: No such file or",
-    lambda job: replace_by_link(job, "jid003"): "jid003: cannot be entered: Too many levels of",
+    lambda job: replace_by_link(job, "nowhere"): "jid003 left out: [Errno 2] No such file or",
+    lambda job: replace_by_link(job, "jid003"): "jid003 left out: [Errno 40] Too many levels of",
 }
 
 
@@ -334,13 +334,6 @@ def test_a_name_too_long_for_its_tensor_is_an_error_of_its_job(raw, tmp_path, ca
     assert len(list((tmp_path / "out" / "images").iterdir())) == 3
 
 
-@pytest.mark.parametrize("folder", ["jid001", "jid001/out", "jid_out"])
-def test_an_output_in_a_job_folder_is_refused(raw, capsys, folder):
-    assert create(raw, raw / folder) == 1
-    assert "lies in a job folder" in capsys.readouterr().err
-    assert sorted(path.name for path in raw.iterdir()) == [f"jid00{n}" for n in range(1, 5)]
-
-
 def test_a_tensor_that_a_worker_wrote_elsewhere_is_noticed(raw, tmp_path, capsys, monkeypatch):
     """As the workers of Dask do that do not share the output folder."""
     create(raw, tmp_path / "out")
@@ -396,7 +389,8 @@ def test_a_job_folder_without_permission_is_left_out(raw, tmp_path, closed):
     code, _, error = finish(start(create_dataset.__file__, *options, prefix=prefix))
     folder.chmod(0o755)
     assert code == 1
-    assert error == f"ERROR: jid002 left out: {raw}/jid002: cannot be entered: Permission denied\n"
+    message = f"[Errno 13] Permission denied: '{raw}/jid002'"
+    assert error == f"ERROR: jid002 left out: {message}\n"
     assert len(contents(tmp_path / "out")) == 4
 
 
