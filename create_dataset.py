@@ -11,12 +11,13 @@
 """Turn RAPID job folders into a dataset: one image tensor per job and one index of candidates.
 
 Reads every folder `jid*` directly under the input folder: a science, a reference, a difference and
-a score image (FITS), and the candidate catalog `psfcat.csv`, some of whose columns may be in
-`diffimage_masked_psfcat_finder.txt`. Writes `images/<jid>.npy`, float32 (H, W, 4), each channel
-ZScale-normalised to [0, 1], and `master_index.csv`, one row per candidate with its label (1 real,
-0 bogus). A tensor that is newer than its images is kept: a second run does only what is missing.
+a score image (FITS), and the catalogs of candidates. Writes `images/<jid>.npy`, float32 (H, W, 4),
+each channel ZScale-normalised to [0, 1], and `master_index.csv`, one row per candidate with its
+label (1 real, 0 bogus). Labels come from `--truth`, from the column `match` of the catalog, or from
+the list of injected sources in the job folder. A second run does only what is missing or outdated.
 
     python create_dataset.py -i ./raw_data -o ./my_dataset
+    python create_dataset.py -i ./20260520 -o ./my_dataset --truth supernovae.csv
     python create_dataset.py -i /shared/raw -o /shared/dataset --scheduler tcp://node1:8786
 
 Exit codes: 0 every job is in the dataset; 1 a job was left out or the run failed (stderr says why);
@@ -30,6 +31,7 @@ import gzip
 import io
 import logging
 import multiprocessing
+import operator
 import os
 import re
 import signal
@@ -41,6 +43,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -59,13 +62,18 @@ except ImportError:  # Windows has no such locks
 
 CHANNELS = {  # in the order of the tensor's last axis; the stems of the file names, best first
     "science": ("bkg_subbed_science_image",),
-    "reference": ("awaicgen_output_mosaic_image_resampled",),
-    "difference": ("diffimage_masked",),
+    "reference": (
+        "awaicgen_output_mosaic_image_resampled",
+        "awaicgen_output_mosaic_image_resampled_gainmatched",
+    ),
+    "difference": ("diffimage_masked", "zogy_diffimage_masked"),
     "score": ("scorrimage_masked",),
 }
 CHANNEL_NAMES = tuple(CHANNELS)
 IMAGE_SUFFIXES = (".fits", ".fits.gz", ".fits.fz")  # in order of preference
-CATALOG_NAME, FINDER_NAME = "psfcat.csv", "diffimage_masked_psfcat_finder.txt"
+CATALOG_NAMES = ("psfcat.csv", "{difference}_psfcat.txt")  # best first
+FINDER_NAME = "{difference}_psfcat_finder.txt"  # {difference}: stem of the difference image in use
+INJECTED_NAME = "*_inject.txt"
 INDEX_NAME, IMAGES_DIR = "master_index.csv", "images"
 INDEX_COLUMNS = tuple(
     "id jid x y sharpness roundness1 roundness2 npix peak flux mag daofind_mag flags match label"
@@ -80,6 +88,7 @@ ALIASES = {  # names of a column in the catalogs, best first, if it has several
 }
 EMPTY_CELLS = ("", '""', "--", "NA", "N/A", "<NA>", "NULL", "null", "None", "nan", "NaN", "-nan")
 NO_MATCH = -1  # `match` of a candidate that is no injected or simulated source
+MAX_OFFSET_PX = 0.5  # between candidates and their sources, median; a larger one is a warning
 CHUNK_PIXELS = 2**15  # of an image handled at a time: they fit the processor's cache
 PROGRESS_JOBS = 100  # jobs between two lines of progress if stderr is not a terminal
 CONNECT_S = 12  # seconds to wait for a Dask scheduler, and then for its first worker
@@ -87,7 +96,6 @@ TEMPORARY = ".create_dataset-"  # the names of unfinished files begin with it
 GO_ON = "finished tensors are kept; run the same command again to go on"
 
 LOG = logging.getLogger("create_dataset")
-Result = tuple[str, Counter[str]] | str  # of one job: CSV rows and counts, or why it is left out
 
 
 class DatasetError(Exception):
@@ -98,22 +106,39 @@ class OutputError(Exception):
     """The output cannot be written. This ends the run; a DatasetError only leaves out its job."""
 
 
+@dataclass(frozen=True)
+class JobResult:
+    """What a job adds to the dataset, or why it is left out."""
+
+    reason: str = ""  # empty, unless it is left out
+    rows: str = ""  # of the index, CSV
+    counts: Counter[str] = field(default_factory=Counter)
+    offsets: np.ndarray = field(default_factory=lambda: np.empty((0, 2)))  # see match_sources
+
+
 def natural_key(name: str) -> tuple[list[str | int], str]:
     """Sort key that puts jid2 before jid10, and jid01 before jid1."""
     parts = re.split(r"(\d+)", name)
     return [int(part) if part.isdecimal() else part for part in parts], name
 
 
-def find_jobs(input_dir: Path) -> list[str]:
-    """Return the names of the jobs, all entries jid* that are not plain files, in natural order."""
+def find_jobs(input_dir: Path, wanted: list[str] | None) -> list[str]:
+    """Return the names of the jobs, all or those wanted, in natural order.
+
+    A job is any entry jid* that is not a plain file, also if it cannot be entered.
+    """
     if not input_dir.is_dir():
         raise DatasetError(f"{input_dir}: no such folder; give the one that holds jid* with -i")
     entries = [entry for entry in input_dir.iterdir() if entry.name.startswith("jid")]
     # Path.is_file would raise an error for a link that leads into a closed folder.
-    jobs = [entry.name for entry in entries if not os.path.isfile(entry)]  # noqa: PTH113
+    jobs = {entry.name for entry in entries if not os.path.isfile(entry)}  # noqa: PTH113
     if not jobs:
         raise DatasetError(f"{input_dir}: no job folders in it; folders named jid* were expected")
-    return sorted(jobs, key=natural_key)
+    chosen = jobs if wanted is None else set(wanted)
+    if chosen - jobs:
+        names = ", ".join(sorted(chosen - jobs, key=natural_key))
+        raise DatasetError(f"{input_dir}: no job folder {names}, which --jobs asks for")
+    return sorted(chosen, key=natural_key)
 
 
 def find_images(job_dir: Path) -> list[Path]:
@@ -129,12 +154,12 @@ def find_images(job_dir: Path) -> list[Path]:
     return paths
 
 
-def read_image(path: Path) -> np.ndarray:
-    """Return the first 2-D image in a FITS file, (H, W); axes of length 1 do not count.
+@contextmanager
+def open_image(path: Path) -> Iterator[tuple[fits.ImageHDU, fits.HDUList]]:
+    """Open a FITS file and yield its first HDU with a 2-D image; axes of length 1 do not count.
 
-    Floats are big-endian and mapped, so that their pixels are read when they are used; compressed,
-    scaled and integer images, which may have BLANK pixels, are floats in memory. Raises
-    DatasetError if the file is damaged or has no image.
+    The pixels of floats are mapped: they are read when they are used. Raises DatasetError if the
+    file is damaged or has no image.
     """
     try:
         with path.open("rb") as file:
@@ -147,18 +172,24 @@ def read_image(path: Path) -> np.ndarray:
             start = source.getvalue()[:30]
         if not re.match(rb"SIMPLE  = +[TF]", start):
             raise DatasetError(f"{path}: not a FITS file: it begins with {start[:9]!r}")
-        with warnings.catch_warnings(action="ignore"):  # about missing padding, for example
-            with fits.open(source, uint=False) as hdus:  # with uint, BLANK has no effect
-                images = [hdu for hdu in hdus if hdu.is_image]
-                for hdu in images:
-                    if 0 not in hdu.shape and len(hdu.shape) - hdu.shape.count(1) == 2:
-                        return hdu.data.squeeze()
+        # Warnings are about missing padding, for one. With uint, BLANK would have no effect.
+        with warnings.catch_warnings(action="ignore"), fits.open(source, uint=False) as hdus:
+            images = [hdu for hdu in hdus if hdu.is_image]
+            for hdu in images:
+                if 0 not in hdu.shape and len(hdu.shape) - hdu.shape.count(1) == 2:
+                    yield hdu, hdus
+                    return
             found = ", ".join(f"{hdu.name} {hdu.shape}" for hdu in images)
+            raise DatasetError(f"{path}: no HDU with a 2-D image; it has {found}")
     except DatasetError:
         raise
     except Exception as error:  # all: astropy's error for a damaged tile has no public name
         raise DatasetError(f"{path}: not a readable FITS image, or cut short: {error}") from error
-    raise DatasetError(f"{path}: no HDU with a 2-D image; it has {found}")
+
+
+def as_float(pixels: np.ndarray) -> np.ndarray:
+    """Return a copy of pixels as native floats of their own precision, at least float32."""
+    return pixels.astype(np.result_type(pixels, np.float32))
 
 
 def sample_finite(image: np.ndarray) -> np.ndarray:
@@ -170,11 +201,6 @@ def sample_finite(image: np.ndarray) -> np.ndarray:
     rank = np.arange(0, count, max(1, count // wanted))[:wanted]
     # gaps[i] - i finite pixels lie before gap i; every gap shifts the pixels after it by one.
     return pixels[rank + np.searchsorted(gaps - np.arange(gaps.size), rank, side="right")]
-
-
-def as_float(pixels: np.ndarray) -> np.ndarray:
-    """Return a copy of pixels as native floats of their own precision, at least float32."""
-    return pixels.astype(np.result_type(pixels, np.float32))
 
 
 def find_limits(image: np.ndarray, path: Path) -> ManualInterval:
@@ -194,10 +220,13 @@ def find_limits(image: np.ndarray, path: Path) -> ManualInterval:
     return ManualInterval(vmin, vmax)
 
 
-def last_change(paths: list[Path]) -> float:
-    """Return when the last of some files was changed, nanoseconds; infinity if one is gone."""
+def last_change(image_paths: list[Path]) -> float:
+    """Return when the last of a job's images was changed, nanoseconds; infinity if one is gone.
+
+    Their folder counts as well: it changes if an image appears that is better than the one in use.
+    """
     try:
-        return max(path.stat().st_mtime_ns for path in paths)
+        return max(path.stat().st_mtime_ns for path in (image_paths[0].parent, *image_paths))
     except OSError:
         return float("inf")
 
@@ -208,7 +237,10 @@ def write_tensor(path: Path, image_paths: list[Path]) -> tuple[int, int]:
     Raises DatasetError if an image cannot be read or scaled, or if their shapes differ.
     """
     before = last_change(image_paths)
-    images = [read_image(image_path) for image_path in image_paths]
+    images = []
+    for image_path in image_paths:
+        with open_image(image_path) as (hdu, _):
+            images.append(hdu.data.squeeze())
     shape, size = images[0].shape, images[0].size
     if any(image.shape != shape for image in images):
         found = ", ".join(f"{p.name} {i.shape}" for p, i in zip(image_paths, images, strict=True))
@@ -229,7 +261,7 @@ def write_tensor(path: Path, image_paths: list[Path]) -> tuple[int, int]:
                 raise DatasetError(f"{path}: NaN in the tensor; please report this as a bug")
             file.write(strip)
         if last_change(image_paths) != before:
-            raise DatasetError(f"{image_paths[0].parent}: an image changed while it was read")
+            raise DatasetError(f"{image_paths[0].parent}: changed while it was read; run again")
     return shape
 
 
@@ -254,26 +286,26 @@ def refuse(cells: pd.Series, wrong: pd.Series, where: str, expected: str) -> Non
         raise DatasetError(f"{where}: {found} in row {row + 1}{more}; expected {expected}")
 
 
-def find_columns(header: list[str], path: Path) -> dict[str, int]:
-    """Return the positions in a header of CATALOG_COLUMNS, x_fit and y_fit, if they are there.
+def find_columns(header: list[str], columns: Iterable[str], path: Path) -> dict[str, int]:
+    """Return the positions in a header of those columns that are there.
 
     The case of letters, spaces and a leading # do not count. Raises DatasetError if there is none
     of them, or one occurs twice.
     """
     names, positions = [name.strip("# \t").lower() for name in header], {}
-    for column in (*CATALOG_COLUMNS, "x_fit", "y_fit"):
+    for column in columns:
         name = next((name for name in ALIASES.get(column, [column]) if name in names), None)
         if names.count(name) > 1:
             raise DatasetError(f"{path}: column {name} occurs more than once")
         if name is not None:
             positions[column] = names.index(name)
     if not positions:
-        raise DatasetError(f"{path}: the header has no column of a catalog: {names}"[:300])
+        raise DatasetError(f"{path}: the header has none of the expected columns: {names}"[:300])
     return positions
 
 
-def read_table(path: Path) -> pd.DataFrame:
-    """Read the columns of a catalog that find_columns finds: float64, NaN if empty.
+def read_table(path: Path, columns: Iterable[str]) -> pd.DataFrame:
+    """Read those columns of a text table that are there: float64, NaN if empty.
 
     Cells are separated by blanks in *.txt, else by commas. Raises DatasetError if the file is
     missing or damaged, rows differ in length, a cell is not a number, or an id occurs twice.
@@ -288,7 +320,7 @@ def read_table(path: Path) -> pd.DataFrame:
             style = {"delimiter": " ", "quoting": csv.QUOTE_NONE}
         rows = csv.reader(lines, strict=True, **style)
         header = next(rows, [])
-        positions = find_columns(header, path)
+        positions = find_columns(header, columns, path)
         for number, row in enumerate(rows, 1):  # pandas would fill up short rows
             if len(row) != len(header) or rows.line_num != number + 1:
                 found = f"row {number} has {len(row)} cells, the header {len(header)}"
@@ -320,64 +352,191 @@ def read_table(path: Path) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
-def join_finder(catalog: pd.DataFrame, finder: pd.DataFrame, job_dir: Path) -> pd.DataFrame:
+def join_finder(catalog: pd.DataFrame, finder: pd.DataFrame, both: str) -> pd.DataFrame:
     """Add the columns that only the finder's table has, one to one on `id`, in catalog order."""
-    both = f"{job_dir}: {CATALOG_NAME} ({len(catalog)} rows) and {FINDER_NAME} ({len(finder)} rows)"
     if "id" not in catalog or "id" not in finder:
         raise DatasetError(f"{both} cannot be joined: both need the column id")
     alone = np.setxor1d(catalog["id"], finder["id"])  # an empty id equals no other
     if alone.size:
         found = f"{alone.size} ids are empty or in only one of them, such as {alone[0]:.17g}"
         raise DatasetError(f"{both} do not match one to one: {found}")
-    new = finder[["id", *finder.columns.difference(catalog.columns)]]
+    new = finder[["id", *finder.columns.difference([*catalog.columns, "match"])]]
     return catalog.merge(new, on="id", validate="one_to_one")
 
 
-def read_catalog(job_dir: Path) -> pd.DataFrame:
-    """Read a job's candidates from psfcat.csv and, if that lacks columns, the finder's table.
+def read_catalog(job_dir: Path, difference: str) -> pd.DataFrame:
+    """Read a job's candidates from its catalog and, if that lacks columns, the finder's table.
 
-    Returns those of CATALOG_COLUMNS that are there, in catalog order; `x`, `y` and `match` always
-    are. Raises DatasetError if a catalog, positions or labels are missing or damaged.
+    `difference` is the stem of the difference image in use. Returns those of CATALOG_COLUMNS that
+    are there, in catalog order; `x` and `y` always are. Raises DatasetError if a catalog or
+    positions are missing or damaged.
     """
-    path, finder_path = job_dir / CATALOG_NAME, job_dir / FINDER_NAME
-    catalog = read_table(path)
-    if "match" not in catalog:
-        raise DatasetError(f"{path}: no column match, so that no candidate can be labelled")
-    match = catalog["match"]
-    known = (match == NO_MATCH) | ((match >= 0) & (match % 1 == 0))
-    refuse(match, ~known, f"{path}: column match", f"{NO_MATCH} for no source, or its number >= 0")
-    if not set(CATALOG_COLUMNS) <= set(catalog) and os.path.lexists(finder_path):
-        catalog = join_finder(catalog, read_table(finder_path), job_dir)
+    columns = (*CATALOG_COLUMNS, "x_fit", "y_fit")
+    names = [name.format(difference=difference) for name in (*CATALOG_NAMES, FINDER_NAME)]
+    all_in_one, fits_alone, finder_path = (job_dir / name for name in names)
+    path = all_in_one if os.path.lexists(all_in_one) else fits_alone
+    if not os.path.lexists(path):
+        raise DatasetError(f"{job_dir}: no catalog; expected {names[0]} or {names[1]}")
+    catalog = read_table(path, columns)
+    complete = set(CATALOG_COLUMNS) - {"match"} <= set(catalog)
+    if path == fits_alone or (not complete and os.path.lexists(finder_path)):
+        finder = read_table(finder_path, columns)
+        found = f"{path.name} ({len(catalog)} rows) and {finder_path.name} ({len(finder)} rows)"
+        catalog = join_finder(catalog, finder, f"{job_dir}: {found}")
     for axis in "xy":
         position = catalog.get(axis, catalog.get(f"{axis}_fit"))
         if position is None:
             names = ", ".join((*ALIASES[axis], f"{axis}_fit"))
-            raise DatasetError(f"{path}: no column {names}, here or in {FINDER_NAME}")
+            raise DatasetError(f"{path}: no column {names}, here or in {finder_path.name}")
         catalog[axis] = position
     return catalog
 
 
-def index_rows(
-    catalog: pd.DataFrame, jid: str, shape: tuple[int, int]
-) -> tuple[pd.DataFrame, Counter[str]]:
-    """Make a job's rows of the index from its catalog and the (H, W) of its images.
+def read_truth(path: Path) -> np.ndarray:
+    """Read the columns ra and dec of a table: ICRS, degrees, unless they have another unit; (n, 2).
 
-    Returns them and counts of candidates by label, of those left out, and of missing columns.
+    Raises DatasetError if astropy cannot read the table, or if a position is none.
     """
-    # The nearest pixel counts: pixel i spans [i - 0.5, i + 0.5).
-    column, row = np.floor(catalog["x"] + 0.5), np.floor(catalog["y"] + 0.5)
-    on_image = column.between(0, shape[1] - 1) & row.between(0, shape[0] - 1)
-    has_position = np.isfinite(column) & np.isfinite(row)
-    rows = catalog[on_image].reindex(columns=INDEX_COLUMNS)
+    from astropy.table import Table  # here, since it takes a while and most runs do not need it
+    from astropy.units import Quantity
+
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            table = Table.read(path)
+        columns = {name.lower(): table[name] for name in table.colnames}
+        if not {"ra", "dec"} <= set(columns):
+            raise DatasetError(f"{path}: no columns ra and dec; it has {', '.join(table.colnames)}")
+        filled = [np.ma.filled(columns[name].astype(float), np.nan) for name in ("ra", "dec")]
+        truth = np.transpose(
+            [Quantity(axis, axis.unit or "deg").to_value("deg") for axis in filled]
+        )
+    except DatasetError:
+        raise
+    except Exception as error:  # all: every format has its own errors
+        reason = str(error).partition(", please")[0].partition("\n")[0]  # without astropy's advice
+        raise DatasetError(f"{path}: not a table of sky positions: {reason}") from error
+    wrong = ~(np.isfinite(truth[:, 0]) & (np.abs(truth[:, 1]) <= 90))
+    if wrong.any():
+        raise DatasetError(f"{path}: no position on the sky in row {wrong.argmax() + 1}")
+    return truth
+
+
+def locate(truth: np.ndarray, path: Path) -> np.ndarray:
+    """Return where sky positions are on an image, x and y, float64 (n, 2), NaN if far from it."""
+    from astropy.coordinates import SkyCoord  # here, since most runs do not need it
+    from astropy.wcs import WCS
+
+    sky, xy = SkyCoord(truth, unit="deg"), np.full(truth.shape, np.nan)
+    with open_image(path) as (hdu, hdus):
+        try:
+            wcs = WCS(hdu.header, hdus).celestial
+            if not wcs.has_celestial:
+                raise ValueError("its axes are not those of the sky")
+            width, height = wcs.pixel_shape
+            corners = wcs.pixel_to_world([0, width, 0, width], [0, 0, height, height])
+            centre = wcs.pixel_to_world(width / 2, height / 2)
+            reach = 1.2 * centre.separation(corners).max()  # some more than the image
+            if not reach > 0:  # false for NaN, too
+                raise ValueError("a corner of the image is nowhere on the sky")
+            near = sky.separation(centre) < reach
+            xy[near] = np.transpose(wcs.world_to_pixel(sky[near]))
+        except Exception as error:  # all: wcslib's errors have no common name
+            raise DatasetError(f"{path}: no usable WCS, as --truth needs: {error}") from error
+    return xy
+
+
+def read_sources(
+    job_dir: Path, difference_path: Path, catalog: pd.DataFrame, truth: np.ndarray | None
+) -> np.ndarray | None:
+    """Return where the sources are that candidates may be, x and y, pixels, float64 (n, 2).
+
+    First the injected ones, then those of the truth table; None if the catalog's own column `match`
+    labels the candidates. Raises DatasetError if nothing does, or `match` is wrong.
+    """
+    if truth is None and "match" in catalog:
+        match = catalog["match"]
+        known = (match == NO_MATCH) | ((match >= 0) & (match % 1 == 0))
+        expected = f"{NO_MATCH} for no source, or its number >= 0"
+        refuse(match, ~known, f"{job_dir / CATALOG_NAMES[0]}: column match", expected)
+        return None
+    lists = sorted(job_dir.glob(INJECTED_NAME))
+    if truth is None and not lists:
+        ways = f"--truth, a column match in {CATALOG_NAMES[0]}, or one {INJECTED_NAME}"
+        raise DatasetError(f"{job_dir}: no labels; there are three ways: {ways}")
+    if len(lists) > 1:
+        names = ", ".join(path.name for path in lists)
+        raise DatasetError(f"{job_dir}: expected one list of injected sources, found {names}")
+    positions = [locate(truth, difference_path)] if truth is not None else []
+    for path in lists:
+        table = read_table(path, ("xpix", "ypix"))
+        if len(table.columns) < 2:
+            raise DatasetError(f"{path}: expected the columns xpix and ypix")
+        positions.insert(0, table.to_numpy() - 1)  # 1 is the centre of the first pixel
+    return np.concatenate(positions)
+
+
+def is_on_image(xy: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Return which positions, (n, 2), have their nearest pixel on an image of (H, W), bool (n,)."""
+    pixel = np.floor(xy + 0.5)  # pixel i spans [i - 0.5, i + 0.5)
+    return ((pixel >= 0) & (pixel < shape[::-1])).all(axis=1)
+
+
+def match_sources(
+    xy: np.ndarray, ids: np.ndarray, sources: np.ndarray, radius_px: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pair candidates and sources, (n, 2), within a radius: one to one, the nearest first.
+
+    Returns `match` of all candidates, and candidate minus source of each pair, (pairs, 2). Of equal
+    distances, the positions decide, so that the order of rows does not matter. NaN matches nothing.
+    """
+    order = np.argsort(xy[:, 0])
+    reach = radius_px + 1  # more than needed, because sums are rounded
+    low, high = (np.searchsorted(xy[order, 0], sources[:, 0] + edge) for edge in (-reach, reach))
+    count = high - low  # of the candidates that are near a source in x
+    source = np.repeat(np.arange(len(sources)), count)
+    candidate = order[np.arange(source.size) - np.repeat(np.cumsum(count) - count - low, count)]
+    distance = np.hypot(*(xy[candidate] - sources[source]).T)
+    ties = ids[candidate], *xy[candidate].T, *sources[source].T
+    match, paired = np.full(len(xy), float(NO_MATCH)), {}
+    for pair in np.lexsort((*ties, distance)):
+        one, other = candidate[pair], source[pair]
+        if distance[pair] <= radius_px and match[one] == NO_MATCH and other not in paired:
+            match[one], paired[other] = other, one
+    pairs = np.array([*paired.items()], int).reshape(-1, 2)
+    return match, xy[pairs[:, 1]] - sources[pairs[:, 0]]
+
+
+def index_job(
+    catalog: pd.DataFrame,
+    sources: np.ndarray | None,
+    jid: str,
+    shape: tuple[int, int],
+    radius_px: float,
+) -> JobResult:
+    """Make a job's rows of the index from its catalog, its sources and the (H, W) of its images.
+
+    Counts candidates by label, those left out, missing columns, and the sources on the image.
+    """
+    xy = catalog[["x", "y"]].to_numpy()
+    on_image, has_position = is_on_image(xy, shape), np.isfinite(xy).all(axis=1)
+    rows, offsets = catalog[on_image].reindex(columns=INDEX_COLUMNS), np.empty((0, 2))
+    counts = Counter({f"lacks {c}": 1 for c in CATALOG_COLUMNS if c not in (*catalog, "match")})
+    if sources is not None:
+        visible = is_on_image(sources, shape)
+        counts["sources"] = int(visible.sum())
+        sources = np.where(visible[:, None], sources, np.nan)
+        ids = rows["id"].to_numpy()
+        rows["match"], offsets = match_sources(xy[on_image], ids, sources, radius_px)
     rows["jid"], rows["image_filename"] = jid, f"{IMAGES_DIR}/{jid}.npy"
     rows["label"] = (rows["match"] != NO_MATCH).astype(int)
     rows["mag"] = rows["mag"].mask(rows["flux"] <= 0)
-    counts = Counter({f"lacks {name}": 1 for name in CATALOG_COLUMNS if name not in catalog})
     counts["no position"] = int((~has_position).sum())
     counts["off the image"] = int((has_position & ~on_image).sum())
     counts["real"] = int(rows["label"].sum())
     counts["bogus"] = len(rows) - counts["real"]
-    return rows, counts
+    # As objects, floats are written in two thirds of the time, with the same digits.
+    text = rows.astype(object).to_csv(header=False, index=False, lineterminator="\n")
+    return JobResult(rows=text, counts=counts, offsets=offsets)
 
 
 @contextmanager
@@ -395,27 +554,29 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
             temporary.unlink()
 
 
-def process_job(job_dir: Path, images_dir: Path, overwrite: bool) -> Result:
-    """Write the tensor of one job, unless it is up to date.
-
-    Returns the job's rows of the index, as CSV, and its counts; or the reason to leave it out.
-    """
+def process_job(
+    job_dir: Path, images_dir: Path, overwrite: bool, truth: np.ndarray | None, radius_px: float
+) -> JobResult:
+    """Write the tensor of one job, unless it is up to date, and make its rows of the index."""
     jid, path = job_dir.name, images_dir / f"{job_dir.name}.npy"
     try:
         if not jid.isprintable() or set(jid) & set('\\",') or len(os.fsencode(jid)) > 250:
             raise DatasetError("its name is too long or has odd characters; rename the folder")
-        image_paths, catalog = find_images(job_dir), read_catalog(job_dir)
+        image_paths = find_images(job_dir)
+        difference_path = image_paths[CHANNEL_NAMES.index("difference")]
+        catalog = read_catalog(job_dir, difference_path.name.partition(".fits")[0])
+        sources = read_sources(job_dir, difference_path, catalog, truth)
         shape = None if overwrite else current_shape(path, image_paths)
         done = {"jobs up to date": 1}
         if shape is None:
             shape = write_tensor(path, image_paths)
             done = {"jobs written": 1, "bytes": 4 * len(CHANNELS) * shape[0] * shape[1]}
-        rows, counts = index_rows(catalog, jid, shape)
+        result = index_job(catalog, sources, jid, shape, radius_px)
     except (DatasetError, OSError, MemoryError) as error:
-        return " ".join(str(error).split()) or type(error).__name__
-    # As objects, floats are written in two thirds of the time, with the same digits.
-    text = rows.astype(object).to_csv(header=False, index=False, lineterminator="\n")
-    return text, counts + Counter(done)
+        return JobResult(reason=" ".join(str(error).split()) or type(error).__name__)
+    origin = "--truth" if truth is not None else "match" if sources is None else INJECTED_NAME
+    result.counts.update({**done, f"labelled by {origin}": 1})
+    return result
 
 
 def set_up_worker() -> None:
@@ -425,7 +586,7 @@ def set_up_worker() -> None:
     threading.Thread(target=lambda: os._exit(parent.join() or 1), daemon=True).start()
 
 
-def run_locally(work: partial, job_dirs: list[Path], workers: int) -> Iterator[Result]:
+def run_locally(work: partial, job_dirs: list[Path], workers: int) -> Iterator[JobResult]:
     """Yield the results of all jobs, in order, from processes on this machine."""
     if workers == 1:  # in this process: a pool needs /dev/shm, which some containers lack
         yield from map(work, job_dirs)
@@ -446,7 +607,7 @@ def run_locally(work: partial, job_dirs: list[Path], workers: int) -> Iterator[R
         raise DatasetError(f"{where} ({error}); try --workers 1; {GO_ON}") from error
 
 
-def run_on_dask(work: partial, job_dirs: list[Path], address: str) -> Iterator[Result]:
+def run_on_dask(work: partial, job_dirs: list[Path], address: str) -> Iterator[JobResult]:
     """Yield the results of all jobs, in order, from the workers of a Dask scheduler."""
     try:
         from distributed import Client
@@ -457,7 +618,8 @@ def run_on_dask(work: partial, job_dirs: list[Path], address: str) -> Iterator[R
     try:
         with Client(address, timeout=CONNECT_S) as client:
             client.wait_for_workers(1, timeout=CONNECT_S)
-            for future in client.map(work, job_dirs, pure=False):
+            work = client.scatter(work, broadcast=True)  # once, for --truth may be large
+            for future in client.map(operator.call, [work] * len(job_dirs), job_dirs, pure=False):
                 yield future.result()
                 future.release()
     except OutputError:
@@ -468,9 +630,9 @@ def run_on_dask(work: partial, job_dirs: list[Path], address: str) -> Iterator[R
 
 
 def write_index(
-    jobs: list[str], results: Iterator[Result], output_dir: Path
-) -> dict[str, Counter[str]]:
-    """Write the rows of all jobs as their results come; return the counts of each job in it.
+    jobs: list[str], results: Iterator[JobResult], output_dir: Path
+) -> dict[str, JobResult]:
+    """Write the rows of all jobs as their results come; return the results of those in the index.
 
     Raises DatasetError if no job could be used or a tensor is missing; an earlier index then stays.
     """
@@ -479,14 +641,14 @@ def write_index(
         file.write((",".join(INDEX_COLUMNS) + "\n").encode())
         bar = tqdm(results, total=len(jobs), unit="job", disable=None if sys.stderr else True)
         for number, (jid, result) in enumerate(zip(jobs, bar, strict=True), 1):
-            if isinstance(result, str):
-                LOG.error(f"{jid if jid.isprintable() else ascii(jid)} left out: {result}")
+            if result.reason:
+                LOG.error(f"{jid if jid.isprintable() else ascii(jid)} left out: {result.reason}")
             else:
                 tensor = output_dir / IMAGES_DIR / f"{jid}.npy"
                 if not tensor.exists():
                     raise DatasetError(f"{tensor}: is not there; do all workers share this folder?")
-                rows, used[jid] = result
-                file.write(rows.encode())
+                file.write(result.rows.encode())
+                used[jid] = replace(result, rows="")  # they may fill the memory
             if number % PROGRESS_JOBS == 0 and bar.disable:
                 LOG.info(f"{number:,} of {len(jobs):,} jobs")
         if not used:
@@ -495,14 +657,15 @@ def write_index(
 
 
 def remove_stale_tensors(images_dir: Path, used: Iterable[str], jobs: list[str]) -> None:
-    """Remove the tensors of jobs that were left out; name those whose job folder is gone."""
+    """Remove the tensors of jobs that were left out; name those of jobs not in this run."""
     stale = {path.stem for path in images_dir.glob("*.npy")}.difference(used)
     for jid in stale.intersection(jobs):
         (images_dir / f"{jid}.npy").unlink()
-    if gone := sorted(stale.difference(jobs), key=natural_key):
+    if others := sorted(stale.difference(jobs), key=natural_key):
+        names = ", ".join(others[:5]) + ", ..." * (len(others) > 5)
         LOG.warning(
-            f"{images_dir}: kept, though their jobs are not in the input folder; not in the index,"
-            f" but the file set of croissant.json will include them: {', '.join(gone)}"
+            f"{images_dir}: kept {len(others)} tensors of jobs that are not in this run; they are"
+            f" not in the index, but the file set of croissant.json will include them: {names}"
         )
 
 
@@ -527,13 +690,19 @@ def exclusive_lock(folder: Path) -> Iterator[None]:
                 path.unlink(missing_ok=True)
 
 
-def build_dataset(args: argparse.Namespace) -> tuple[dict[str, Counter[str]], int]:
-    """Make or update the dataset; return the counts of each job in it, and the number left out."""
+def build_dataset(args: argparse.Namespace) -> tuple[dict[str, JobResult], int]:
+    """Make or update the dataset; return the results of the jobs in it, and how many lack."""
     # Absolute, because the workers of Dask run in other folders.
     input_dir, output_dir = args.input_dir.absolute(), args.output_dir.absolute()
-    images_dir, jobs = output_dir / IMAGES_DIR, find_jobs(input_dir)
+    images_dir, jobs = output_dir / IMAGES_DIR, find_jobs(input_dir, args.jobs)
+    work = partial(
+        process_job,
+        images_dir=images_dir,
+        overwrite=args.overwrite,
+        truth=read_truth(args.truth) if args.truth else None,
+        radius_px=args.match_radius,
+    )
     images_dir.mkdir(parents=True, exist_ok=True)
-    work = partial(process_job, images_dir=images_dir, overwrite=args.overwrite)
     job_dirs = [input_dir / jid for jid in jobs]
     if args.scheduler:
         results = run_on_dask(work, job_dirs, args.scheduler)
@@ -545,15 +714,35 @@ def build_dataset(args: argparse.Namespace) -> tuple[dict[str, Counter[str]], in
     return used, len(jobs) - len(used)
 
 
-def summarize(used: dict[str, Counter[str]], left_out: int, index_path: Path) -> str:
+def describe_sources(used: dict[str, JobResult], total: Counter[str]) -> str:
+    """Return the lines of the summary on where labels come from; warn if they seem wrong."""
+    if suspect := [jid for jid, job in used.items() if job.counts["real"] > job.counts["bogus"]]:
+        found = f"more than half of the candidates are real in {len(suspect)} of {len(used)} jobs"
+        LOG.warning(f"{found}, such as {suspect[0]}; check that match is {NO_MATCH} for no source")
+    origins = [(key, count) for key, count in total.items() if key.startswith("labelled by")]
+    lines = [f"  labels       {count:,} jobs {key}" for key, count in origins if len(origins) > 1]
+    offsets = np.concatenate([job.offsets for job in used.values()])
+    if total["sources"]:
+        percent = 100 * len(offsets) / total["sources"]
+        found = f"{total['sources']:,} on the images, {len(offsets):,} found ({percent:.1f} %)"
+        lines.append(f"  sources      {found}")
+    if len(offsets):
+        x, y = np.median(offsets, axis=0)
+        lines.append(f"  offset       {x:+.2f} in x, {y:+.2f} in y: candidate - source, pixels")
+        if max(abs(x), abs(y)) > MAX_OFFSET_PX:
+            LOG.warning(
+                f"candidates are off their sources by {x:+.2f}, {y:+.2f} pixels (median);"
+                " the list of sources probably counts pixels from another number"
+            )
+    return "".join(f"{line}\n" for line in lines)
+
+
+def summarize(used: dict[str, JobResult], left_out: int, index_path: Path) -> str:
     """Warn of missing columns and suspicious labels, and return the closing lines of a run."""
-    total = sum(used.values(), Counter())
+    total = sum((job.counts for job in used.values()), Counter())
     lacking = [f"{c} ({total[f'lacks {c}']} jobs)" for c in CATALOG_COLUMNS if total[f"lacks {c}"]]
     if lacking:
         LOG.warning(f"columns missing from catalogs, left empty: {', '.join(lacking)}")
-    if suspect := [jid for jid, counts in used.items() if counts["real"] > counts["bogus"]]:
-        found = f"more than half of the candidates are real in {len(suspect)} of {len(used)} jobs"
-        LOG.warning(f"{found}, such as {suspect[0]}; check that match is {NO_MATCH} for no source")
     real, bogus = total["real"], total["bogus"]
     percent = 100 / max(real + bogus, 1)
     size = total["bytes"] + index_path.stat().st_size
@@ -565,17 +754,25 @@ def summarize(used: dict[str, Counter[str]], left_out: int, index_path: Path) ->
         f" {bogus:,} bogus ({bogus * percent:.1f} %)\n"
         f"  dropped      {total['no position']:,} without a position,"
         f" {total['off the image']:,} off the image\n"
+        f"{describe_sources(used, total)}"
         f"  written      {size / 1e6:,.1f} MB"
     )
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Parse the command line; wrong usage ends the process with code 2."""
-    parser = argparse.ArgumentParser(description="Turn RAPID job folders into an AI-ready dataset.")
-    parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(
+        description="Turn RAPID job folders into an AI-ready dataset.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        fromfile_prefix_chars="@",
+    )
+    parser.convert_arg_line_to_args = str.split
     add = parser.add_argument
     add("-i", "--input_dir", type=Path, default="./mini_dataset", help="folder of the jid* folders")
     add("-o", "--output_dir", type=Path, default="./hackathon_dataset", help="dataset to write")
+    add("--jobs", nargs="+", metavar="NAME", help="only these; @FILE for those in its lines")
+    add("--truth", type=Path, help="table of real sources for all jobs: ra and dec, degrees")
+    add("--match_radius", type=float, default="2", help="from a candidate to its source, pixels")
     add("--overwrite", action="store_true", help="rebuild the tensors that are up to date, too")
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     add = parser.add_mutually_exclusive_group().add_argument
@@ -585,6 +782,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.workers < 1:
         parser.error(f"--workers: expected 1 or more, got {args.workers}")
+    if not 0 < args.match_radius < float("inf"):
+        parser.error(f"--match_radius: expected pixels above 0, got {args.match_radius:g}")
     return args
 
 

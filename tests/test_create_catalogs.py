@@ -176,10 +176,10 @@ def test_rows_of_unequal_length_are_refused(build, in_finder, first, second):
         (ROW + "1,2,3,-1\n", "", "psfcat.csv: column id: '1.*row 2.*every id once"),
         (PAIR, "", "no column x, xcentroid, x_centroid, x_fit, here or in diff"),
         ("id,x,match\n1,2,-1\n", "", "no column y"),
-        ("id,x,y\n1,2,3\n", "", "psfcat.csv: no column match"),
-        ("id;x;y;match\n1;2;3;-1\n", "", "psfcat.csv: .*no column of a catalog: .*id;x;y;match"),
-        ("z" * 999 + "\n1\n", "", "no column of a catalog: .*zzz"),
-        ("\n\n", "", "psfcat.csv: the header has no column of a catalog"),
+        ("id,x,y\n1,2,3\n", "", "no labels; .* --truth, .* match in .*, or one .*inject.txt"),
+        ("id;x;y;match\n1;2;3;-1\n", "", "psfcat.csv: .*none of the expected .*id;x;y;match"),
+        ("z" * 999 + "\n1\n", "", "none of the expected columns: .*zzz"),
+        ("\n\n", "", "psfcat.csv: the header has none of"),
         ('id,x,y,match,c\n1,2,3,-1,"a\n2,2,3,-1,b\n', "", "catalog: unexpected end"),
         ('id,x,y,match,c\n1,2,3,-1,"a\n2,2,3,-1,b"\n', "", "a quote is not closed"),
         ("id,x,y,match,Match\n1,2,3,-1,5\n", "", "column match occurs more than once"),
@@ -211,7 +211,8 @@ def test_what_is_not_text_is_left_out(build, name, content):
 
 def test_a_missing_catalog_is_refused(job, build):
     (job / "psfcat.csv").unlink()
-    assert re.search(r"psfcat\.csv: not a readable catalog: .*No such file", build().reason())
+    expected = "no catalog; expected psfcat.csv or diffimage_masked_psfcat.txt"
+    assert build().reason() == f"{job}: {expected}"
 
 
 def test_a_header_without_rows_is_a_catalog_of_no_candidates(build):

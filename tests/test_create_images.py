@@ -474,7 +474,7 @@ def test_a_file_that_changes_while_it_is_read_leaves_out_its_job(tmp_path, capsy
     spoil(change)
     out = tmp_path / "out"
     assert run(create_dataset, "-i", tmp_path / "raw", "-o", out, "--workers", "1") == 1
-    reason = f"{tmp_path}/raw/jid1: an image changed while it was read"
+    reason = f"{tmp_path}/raw/jid1: changed while it was read; run again"
     assert capsys.readouterr().err == f"ERROR: jid1 left out: {reason}\n"
     assert [path.name for path in (out / "images").iterdir()] == ["jid2.npy"]
 

@@ -228,12 +228,12 @@ def replace_by_link(job: Path, target: str) -> None:
 
 
 UNUSABLE = {
-    drop_match: "psfcat.csv: no column match",
+    drop_match: "jid003: no labels; there are three ways: --truth, a column match in psfcat.csv",
     empty_match: "psfcat.csv: column match: empty in row 1 and 11 more; expected -1",
     text_match: "psfcat.csv: column match: 'none' in row 1 and 11 more; expected a number",
     break_join: "do not match one to one",
     change_shape: f"images of different shapes: {STEMS[0]}.fits (72, 80), ",
-    lambda job: (job / "psfcat.csv").unlink(): "psfcat.csv: not a readable catalog: [Errno 2] No",
+    lambda job: (job / "psfcat.csv").unlink(): "jid003: no catalog; expected psfcat.csv or ",
     lambda job: job.rename(job.with_name("jid\n3")): "rename the folder",
     lambda job: replace_by_link(job, "nowhere"): "jid003 left out: [Errno 2] No such file or",
     lambda job: replace_by_link(job, "jid003"): "jid003 left out: [Errno 40] Too many levels of",
