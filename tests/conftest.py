@@ -18,6 +18,8 @@ import pandas as pd
 import pytest
 import torch
 from astropy.io import fits
+from astropy.table import Table
+from astropy.wcs import WCS
 
 import create_dataset
 import generate_croissant
@@ -27,6 +29,8 @@ LIMIT_S = 40  # on every wait: many times what it takes
 STEMS = tuple(stems[0] for stems in create_dataset.CHANNELS.values())
 SHAPE = (72, 80)  # height and width of the images, pixels: not square, to tell x from y
 CUT_HEADER = b"\x93NUMPY\x01\x00v\x00" + b"{'descr': '<f4', 'fortran_order': Fal".ljust(117) + b"\n"
+DIFFERENCE = "zogy_diffimage_masked"  # RAPID's present name
+DEGREES_PX = 0.11 / 3600
 FINDER_COLUMNS = (
     "id xcentroid ycentroid sharpness roundness1 roundness2 npix peak flux mag daofind_mag".split()
 )
@@ -91,6 +95,65 @@ def write_job(
         job / "psfcat.csv", index=False
     )
     return job
+
+
+def make_header(crval: tuple[float, float] = (150.0, 2.0), turn_deg: float = 3.0) -> fits.Header:
+    """Return a header whose reference pixel is near the middle of the image, north turned."""
+    wcs = WCS(naxis=2)
+    wcs.wcs.ctype, wcs.wcs.crval = ["RA---TAN", "DEC--TAN"], crval
+    wcs.wcs.crpix = [SHAPE[1] / 2, SHAPE[0] / 2]
+    turn = np.radians(turn_deg)
+    rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    wcs.wcs.cd = DEGREES_PX * np.array([[-1], [1]]) * rotation
+    return with_cards(wcs.to_header())
+
+
+def with_cards(header: fits.Header, **cards: object) -> fits.Header:
+    header["RADESYS"] = "ICRS"
+    header.update(cards)
+    return header
+
+
+def write_rapid_job(
+    folder: Path,
+    jid: str = "jid83",
+    xy: object = ((10, 20), (11, 21), (60, 50)),
+    header: fits.Header | None = None,
+    finder_order: list[int] | None = None,
+) -> Path:
+    """Write a job under RAPID's present names; candidates are numbered from 1."""
+    job = folder / jid
+    job.mkdir(parents=True)
+    stems = STEMS[0], f"{STEMS[1]}_gainmatched", DIFFERENCE, STEMS[3]
+    for stem, pixels in zip(stems, make_images().values(), strict=True):
+        fits.writeto(job / f"{stem}.fits", pixels, header)
+    catalog = make_catalog(len(xy)).drop(columns=["match", "x", "y"])
+    catalog["x_centroid"], catalog["y_centroid"] = np.reshape(xy, (-1, 2)).T
+    fitted = catalog.assign(x_fit=catalog["x_centroid"] + 0.25, y_fit=catalog["y_centroid"])
+    text = {"sep": " ", "index": False, "na_rep": "nan"}
+    fitted[["id", "x_fit", "y_fit", "flags"]].to_csv(job / f"{DIFFERENCE}_psfcat.txt", **text)
+    finder = catalog.drop(columns="flags").rename(columns={"npix": "n_pixels"})
+    order = range(len(finder)) if finder_order is None else finder_order
+    finder.iloc[list(order)].to_csv(job / f"{DIFFERENCE}_psfcat_finder.txt", **text)
+    return job
+
+
+def write_list(job: Path, sources: object, name: str = "Roman_inject.txt", first: int = 1) -> Path:
+    """Write a list of injected sources at 0-based pixels; `first` is the number of the first."""
+    lines = [f"{x + first!r} {y + first!r} 100.0" for x, y in np.reshape(sources, (-1, 2)).tolist()]
+    path = job / name
+    path.write_text("\n".join(["xpix ypix flux", *lines]) + "\n")
+    return path
+
+
+def write_truth(
+    path: Path, pixels: object, header: fits.Header, names: tuple[str, str] = ("ra", "dec")
+) -> Path:
+    """Write a truth table of sources at 0-based pixels of an image."""
+    ra, dec = WCS(header).all_pix2world(np.reshape(pixels, (-1, 2)), 0).T
+    table = Table({"name": np.arange(len(ra)), names[0]: ra, names[1]: dec})
+    table.write(path, overwrite=True, format={".vot": "votable"}.get(path.suffix))
+    return path
 
 
 def write_jobs(folder: Path, jobs: int, size: int) -> Path:

@@ -11,8 +11,21 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
-from conftest import contents, finish, run, start, state_of, wait_for, write_jobs
+from conftest import (
+    contents,
+    finish,
+    make_header,
+    run,
+    start,
+    state_of,
+    wait_for,
+    write_jobs,
+    write_list,
+    write_rapid_job,
+    write_truth,
+)
 
 import create_dataset
 
@@ -126,6 +139,20 @@ def test_workers_of_another_working_folder_get_whole_paths(raw, local, cluster, 
     process = create(relative, Path("out"), "--scheduler", cluster.address, cwd=tmp_path)
     assert finish(process)[::2] == (0, "")
     assert contents(tmp_path / "out") == local
+
+
+def test_labels_are_those_of_a_run_without_dask(cluster, tmp_path):
+    header, rng = make_header(), np.random.default_rng(0)
+    for number in range(5):
+        xy = rng.uniform(0, 70, (40, 2))
+        job = write_rapid_job(tmp_path / "raw", f"jid{number}", xy, header)
+        write_list(job, xy[:9] + rng.normal(0, 1, (9, 2)))
+    truth = write_truth(tmp_path / "truth.csv", rng.uniform(0, 70, (40, 2)), header)
+    options = "-i", tmp_path / "raw", "--truth", truth
+    assert run(create_dataset, *options, "-o", tmp_path / "local") == 0
+    process = create(*options[1:2], tmp_path / "out", "--scheduler", cluster.address, *options[2:])
+    assert finish(process)[::2] == (0, "")
+    assert contents(tmp_path / "out") == contents(tmp_path / "local")
 
 
 def test_a_worker_that_dies_is_replaced_by_the_others(raw, local, cluster, tmp_path):
