@@ -97,7 +97,9 @@ def write_job(
     return job
 
 
-def make_header(crval: tuple[float, float] = (150.0, 2.0), turn_deg: float = 3.0) -> fits.Header:
+def make_header(
+    crval: tuple[float, float] = (150.0, 2.0), turn_deg: float = 3.0, **cards: object
+) -> fits.Header:
     """Return a header whose reference pixel is near the middle of the image, north turned."""
     wcs = WCS(naxis=2)
     wcs.wcs.ctype, wcs.wcs.crval = ["RA---TAN", "DEC--TAN"], crval
@@ -105,13 +107,7 @@ def make_header(crval: tuple[float, float] = (150.0, 2.0), turn_deg: float = 3.0
     turn = np.radians(turn_deg)
     rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
     wcs.wcs.cd = DEGREES_PX * np.array([[-1], [1]]) * rotation
-    return with_cards(wcs.to_header())
-
-
-def with_cards(header: fits.Header, **cards: object) -> fits.Header:
-    header["RADESYS"] = "ICRS"
-    header.update(cards)
-    return header
+    return fits.Header([*wcs.to_header().cards, ("RADESYS", "ICRS"), *cards.items()])
 
 
 def write_rapid_job(

@@ -21,7 +21,6 @@ from conftest import (
     make_header,
     make_images,
     run,
-    with_cards,
     write_job,
     write_list,
     write_rapid_job,
@@ -471,7 +470,7 @@ def test_a_truth_table_that_cannot_be_read_ends_the_run(tmp_path, build, name, t
 WITHOUT_WCS = {
     "none": None,
     "not of the sky": fits.Header({"CTYPE1": "LINEAR", "CTYPE2": "LINEAR"}),
-    "singular": with_cards(make_header(), PC1_1=0, PC1_2=0, PC2_1=0, PC2_2=0),
+    "singular": make_header(PC1_1=0.0, PC1_2=0.0, PC2_1=0.0, PC2_2=0.0),
     "only an axis": fits.Header({"CTYPE1": "RA---TAN"}),
 }
 
