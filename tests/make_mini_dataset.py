@@ -4,12 +4,16 @@ A job is a science exposure of the Roman Space Telescope minus a deeper referenc
 transients and all that usually goes wrong, and what photutils finds in the difference. Sources
 only appear: there are no variable stars and none that fade.
 
-Writes ``<output_dir>/jid001``, ...: four FITS images and a catalog each, in the two layouts that
-create_dataset.py reads. Simulated jobs of the same name are replaced; any other ``jid*`` entry is
-an error, before anything is written. The same arguments give the same bytes.
+Writes ``<output_dir>/jid001``, ...: four FITS images and a catalog each, in the layouts that
+create_dataset.py reads. Layout ``rapid`` has the names that RAPID writes since March 2026, other
+products beside them, and a WCS; its catalogs do not say what is real: half of a job's transients
+are in its ``*_inject.txt``, the rest of all jobs in ``<output_dir>/truth.csv``, written last.
+Simulated jobs of the same name and their ``truth.csv`` are replaced; any other such entry is an
+error, before anything is written. The same arguments give the same bytes.
 
     python tests/make_mini_dataset.py
     python tests/make_mini_dataset.py -o ./small_dataset -n 3 -s 256 --layout two_files
+    python tests/make_mini_dataset.py -o ./rapid_dataset --layout rapid
 
 Needs photutils and scipy besides requirements.txt: ``python -m pip install photutils scipy``.
 Exit codes: 0 done, 1 failed (the reason on stderr), 2 wrong usage, 130 interrupted.
@@ -29,6 +33,7 @@ import pandas as pd
 from astropy.io import fits
 from astropy.stats import mad_std
 from astropy.utils.exceptions import AstropyWarning
+from astropy.wcs import WCS
 from numpy.random import Generator
 from photutils.detection import DAOStarFinder
 from photutils.psf import CircularGaussianPRF, PSFPhotometry
@@ -69,7 +74,16 @@ PSFCAT, FINDER = "psfcat.csv", "diffimage_masked_psfcat_finder.txt"
 FINDER_NAMES = ["id", "xcentroid", "ycentroid", "sharpness", "roundness1", "roundness2", "npix"]
 FINDER_NAMES += ["peak", "flux", "mag", "daofind_mag"]
 FIT_NAMES = ["x_fit", "y_fit", "flags"]
-LAYOUTS = ("one_file", "two_files")
+PRESENT_NAMES = {"xcentroid": "x_centroid", "ycentroid": "y_centroid", "npix": "n_pixels"}
+LAYOUTS = ("one_file", "two_files")  # that `mixed` alternates
+# Layout `rapid`: its other names of images, and the stems of products that nobody should read.
+RAPID_IMAGES = {REFERENCE: "awaicgen_output_mosaic_image_resampled_gainmatched.fits"}
+RAPID_IMAGES[DIFFERENCE] = "zogy_diffimage_masked.fits"
+DECOYS = ["zogy_diffimage_masked_negative", "zogy_diffimage_masked_residual"]
+DECOYS += ["zogy_diffimage_uncert_masked", "sfftdiffimage_masked", "naive_diffimage_masked"]
+TRUTH, TRUTH_NAMES = "truth.csv", ["ra", "dec", "flux", "jid"]  # degrees (ICRS), DN/s
+PIXEL_ARCSEC = 0.11
+OUTSIDE = [[-9.5, 100, 5], [100, MAX_SIZE + 6.3, 20], [MAX_SIZE + 200, -40, 9]]  # off any image
 
 LOG = logging.getLogger("make_mini_dataset")
 
@@ -284,7 +298,7 @@ def find_candidates(difference: np.ndarray) -> pd.DataFrame:
         photometry = PSFPhotometry(CircularGaussianPRF(fwhm=FINDER_FWHM_PX), 5, aperture_radius=3)
         start = found["x_centroid", "y_centroid"]
         fitted = photometry(difference, mask=mask, init_params=start)
-    renamed = {"x_centroid": "xcentroid", "y_centroid": "ycentroid", "n_pixels": "npix"}
+    renamed = {present: name for name, present in PRESENT_NAMES.items()}
     catalog = found.to_pandas().rename(columns=renamed)[FINDER_NAMES]
     return catalog.assign(**{name: np.array(fitted[name]) for name in FIT_NAMES})
 
@@ -301,8 +315,8 @@ def match_injected(candidates: np.ndarray, injected: np.ndarray) -> np.ndarray:
     return match
 
 
-def simulate_job(seed: int, number: int, size: int) -> tuple[dict, pd.DataFrame, int]:
-    """Simulate one job: its images by file name, its catalog, the number of injected sources."""
+def simulate_job(seed: int, number: int, size: int) -> tuple[dict, pd.DataFrame, np.ndarray]:
+    """Simulate one job: its images by file name, its catalog, the injected transients (n, 3)."""
     rng = np.random.default_rng([seed, number])
     stars, transients, galaxies = make_scene(rng, size)
     optics = rng.normal(0, ABERRATION_WAVES, (2, 5))
@@ -335,66 +349,112 @@ def simulate_job(seed: int, number: int, size: int) -> tuple[dict, pd.DataFrame,
     positions = catalog[["xcentroid", "ycentroid"]].to_numpy(float)
     catalog["match"] = match_injected(positions, transients[:, :2])
     images = {SCIENCE: new, REFERENCE: ref, DIFFERENCE: difference, SCORE: score}
-    return images, catalog, len(transients)
+    return images, catalog, transients
+
+
+def make_sky(rng: Generator, size: int) -> fits.Header:
+    """Draw where a job points, as a FITS WCS: a tangent plane, turned by about a degree."""
+    (ra, dec), angle = rng.uniform([0, -60], [360, 60]), np.radians(rng.uniform(0.5, 1.5))
+    along, across = PIXEL_ARCSEC / 3600 * np.array([np.cos(angle), np.sin(angle)])
+    header = fits.Header({"RADESYS": "ICRS", "CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN"})
+    header.update(CRVAL1=ra, CRVAL2=dec, CRPIX1=(size + 1) / 2, CRPIX2=(size + 1) / 2)
+    header.update(CD1_1=-along, CD1_2=across, CD2_1=across, CD2_2=along)
+    return header
+
+
+def write_sources(folder: Path, transients: np.ndarray, sky: fits.Header) -> pd.DataFrame:
+    """Write every other transient to a job's injection list; return the rest as rows of TRUTH."""
+    table = pd.DataFrame(np.vstack([OUTSIDE, transients[::2]]), columns=["xpix", "ypix", "flux"])
+    table[["xpix", "ypix"]] += 1  # RAPID counts pixels from 1 here
+    path = folder / f"Roman_{folder.name}_inject.txt"
+    table.to_csv(path, sep=" ", index=False, float_format="%.6f")
+    rest = transients[1::2].copy()
+    rest[:, :2] = WCS(sky).all_pix2world(rest[:, :2], 0)
+    return pd.DataFrame(rest, columns=TRUTH_NAMES[:3]).assign(jid=folder.name)
+
+
+def write_decoys(folder: Path, catalog: pd.DataFrame, rng: Generator, size: int) -> None:
+    """Write RAPID's other products: images of noise, and catalogs of one candidate at most."""
+    image = rng.integers(256, size=(size, size), dtype=np.uint8)
+    for stem in DECOYS:
+        fits.PrimaryHDU(image).writeto(folder / f"{stem}.fits")
+        for end in ("psfcat", "psfcat_finder"):
+            catalog[:1].to_csv(folder / f"{stem}_{end}.txt", sep=" ", na_rep="nan", index=False)
 
 
 def write_catalog(folder: Path, catalog: pd.DataFrame, layout: str) -> None:
-    """Write a job's catalog in one of the two layouts."""
+    """Write a job's catalog in one of the layouts."""
     if layout == "one_file":
         table = catalog.rename(columns={"xcentroid": "x", "ycentroid": "y"})
         table.drop(columns=["x_fit", "y_fit"]).to_csv(folder / PSFCAT, index=False)
         return
     # Brightest first, unlike the finder's file: only a join on id puts the rows together.
     table = catalog.sort_values("flux", ascending=False, kind="stable")
+    finder, style = catalog[FINDER_NAMES], {"sep": " ", "na_rep": "nan", "index": False}
+    if layout == "rapid":
+        table[["id", *FIT_NAMES]].to_csv(folder / "zogy_diffimage_masked_psfcat.txt", **style)
+        path = folder / "zogy_diffimage_masked_psfcat_finder.txt"
+        finder.rename(columns=PRESENT_NAMES).to_csv(path, **style)
+        return
     table[["id", *FIT_NAMES, "match"]].to_csv(folder / PSFCAT, index=False)
-    catalog[FINDER_NAMES].to_csv(folder / FINDER, sep=" ", na_rep="nan", index=False)
+    finder.to_csv(folder / FINDER, **style)
 
 
-def write_images(folder: Path, images: dict[str, np.ndarray], seed: int) -> None:
-    """Write a job's images as big-endian float32, in primary HDUs."""
+def write_images(folder: Path, images: dict[str, np.ndarray], seed: int, sky: fits.Header) -> None:
+    """Write a job's images, big-endian floats in primary HDUs; as `rapid` if there is a WCS."""
     for name, image in images.items():
         exposures = REFERENCE_EXPOSURES if name == REFERENCE else 1
         header = fits.Header({"SIMULATE": True, "JID": folder.name, "SEED": seed})
         header["GAIN"] = (GAIN_E_PER_DN, "electrons per DN")
         header.update(BUNIT="" if name == SCORE else "DN/s", EXPTIME=EXPOSURE_S * exposures)
-        fits.PrimaryHDU(image.astype(">f4"), header).writeto(folder / name)
+        header.update(sky)
+        final = RAPID_IMAGES.get(name, name) if sky else name
+        pixels = image.astype(">f8" if sky and name == REFERENCE else ">f4")
+        fits.PrimaryHDU(pixels, header).writeto(folder / final)
 
 
-def is_simulated(folder: Path) -> bool:
-    """Tell whether this script made a job folder."""
+def is_simulated(path: Path) -> bool:
+    """Tell whether this script made a job folder or a table of transients."""
     try:
-        return fits.getheader(folder / SCIENCE).get("SIMULATE") is True
+        if path.name == TRUTH:
+            return path.read_text(errors="replace").startswith(",".join(TRUTH_NAMES) + "\n")
+        return fits.getheader(path / SCIENCE).get("SIMULATE") is True
     except OSError:
         return False
 
 
 def check_output(output_dir: Path, jids: list[str]) -> None:
     """Make the output folder, or raise DatasetError where it holds jobs that would be mixed in."""
-    present = sorted(output_dir.glob("jid*"))
-    alien = [path.name for path in present if path.name not in jids or not is_simulated(path)]
+    present, own = sorted([*output_dir.glob("jid*"), *output_dir.glob(TRUTH)]), {*jids, TRUTH}
+    alien = [path.name for path in present if path.name not in own or not is_simulated(path)]
     if alien:
-        names = f"{', '.join(alien)}, not among the {len(jids)} simulated jobs of this run"
+        names = f"{', '.join(alien)}, not written by this script for the same {len(jids)} jobs"
         raise DatasetError(f"{output_dir}: holds {names}; remove them or change --output_dir")
     if output_dir.exists() and not output_dir.is_dir():
         raise DatasetError(f"{output_dir}: a file, expected a folder; choose another --output_dir")
     output_dir.mkdir(parents=True, exist_ok=True)
 
 
-def make_job(args: argparse.Namespace, number: int) -> np.ndarray:
-    """Write a job folder, whole or not at all; count its candidates, real, injected and bytes."""
+def make_job(args: argparse.Namespace, number: int) -> tuple[np.ndarray, pd.DataFrame | None]:
+    """Write a job folder, whole or not at all; return its counts, and its rows of TRUTH if any."""
     jid = f"jid{number:03d}"
     layout = LAYOUTS[(number - 1) % 2] if args.layout == "mixed" else args.layout
-    images, catalog, injected = simulate_job(args.seed, number, args.size)
+    images, catalog, transients = simulate_job(args.seed, number, args.size)
+    rng = np.random.default_rng([args.seed, number, 1])  # apart, so all layouts show the same sky
+    sky, truth = make_sky(rng, args.size) if layout == "rapid" else fits.Header(), None
     with tempfile.TemporaryDirectory(prefix=f".{jid}-", dir=args.output_dir) as scratch:
         fresh, final = Path(scratch) / jid, args.output_dir / jid
         fresh.mkdir()
-        write_images(fresh, images, args.seed)
+        write_images(fresh, images, args.seed, sky)
         write_catalog(fresh, catalog, layout)
+        if sky:
+            write_decoys(fresh, catalog, rng, args.size)
+            truth = write_sources(fresh, transients, sky)
         size = sum(path.stat().st_size for path in fresh.iterdir())
         if final.exists():
             final.rename(Path(scratch) / "replaced")
         fresh.rename(final)
-    return np.array([len(catalog), (catalog["match"] != -1).sum(), injected, size])
+    return np.array([len(catalog), (catalog["match"] != -1).sum(), len(transients), size]), truth
 
 
 def make_dataset(args: argparse.Namespace) -> str:
@@ -402,15 +462,25 @@ def make_dataset(args: argparse.Namespace) -> str:
     start = time.perf_counter()
     numbers = range(1, args.jobs + 1)
     check_output(args.output_dir, [f"jid{number:03d}" for number in numbers])
-    counts = [make_job(args, number) for number in tqdm(numbers, unit="job", disable=None)]
+    truth_path = args.output_dir / TRUTH
+    truth_path.unlink(missing_ok=True)  # it describes the jobs that are replaced now
+    jobs = [make_job(args, number) for number in tqdm(numbers, unit="job", disable=None)]
+    counts, truths = zip(*jobs, strict=True)
     candidates, real, injected, size = np.sum(counts, axis=0)
+    labels = ""
+    if args.layout == "rapid":
+        with tempfile.TemporaryDirectory(prefix=".truth-", dir=args.output_dir) as scratch:
+            fresh = Path(scratch) / TRUTH
+            pd.concat(truths).to_csv(fresh, index=False, float_format="%.10f")
+            fresh.replace(truth_path)
+        labels = f" --truth {shlex.quote(str(truth_path))}"
     return (
         f"{args.output_dir}: {args.jobs} jobs of {args.size} x {args.size} pixels\n"
         f"  candidates  {candidates:,}, of which {real:,} real ({real / max(candidates, 1):.1%})\n"
         f"  injected    {injected:,} transients\n"
         f"  written     {size / 1e6:,.1f} MB in {time.perf_counter() - start:.1f} s\n"
         f"next: python create_dataset.py -i {shlex.quote(str(args.output_dir))} "
-        "-o ./hackathon_dataset"
+        f"-o ./hackathon_dataset{labels}"
     )
 
 
@@ -423,7 +493,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("-n", "--jobs", type=int, default=16, help="number of jobs")
     add("-s", "--size", type=int, default=512, help=f"pixels a side, {MIN_SIZE} to {MAX_SIZE}")
     add("--seed", type=int, default=20260, help="seed of the simulation, 0 or more")
-    add("--layout", choices=(*LAYOUTS, "mixed"), default="mixed", help="mixed alternates the two")
+    layouts = (*LAYOUTS, "rapid", "mixed")
+    add("--layout", choices=layouts, default="mixed", help="mixed alternates the first two")
     args = parser.parse_args(argv)
     limits = {"jobs": (1, 99_999), "size": (MIN_SIZE, MAX_SIZE), "seed": (0, 2**63 - 1)}
     for name, (low, high) in limits.items():
