@@ -457,11 +457,11 @@ def read_sources(
         match = catalog["match"]
         known = (match == NO_MATCH) | ((match >= 0) & (match % 1 == 0))
         expected = f"{NO_MATCH} for no source, or its number >= 0"
-        refuse(match, ~known, f"{job_dir / CATALOG_NAMES[0]}: column match", expected)
+        refuse(match, ~known, f"{job_dir}: column match of the catalog", expected)
         return None
     lists = sorted(job_dir.glob(INJECTED_NAME))
     if truth is None and not lists:
-        ways = f"--truth, a column match in {CATALOG_NAMES[0]}, or one {INJECTED_NAME}"
+        ways = f"--truth, a column match in the catalog, or one {INJECTED_NAME}"
         raise DatasetError(f"{job_dir}: no labels; there are three ways: {ways}")
     if len(lists) > 1:
         names = ", ".join(path.name for path in lists)
@@ -719,21 +719,23 @@ def describe_sources(used: dict[str, JobResult], total: Counter[str]) -> str:
     if suspect := [jid for jid, job in used.items() if job.counts["real"] > job.counts["bogus"]]:
         found = f"more than half of the candidates are real in {len(suspect)} of {len(used)} jobs"
         LOG.warning(f"{found}, such as {suspect[0]}; check that match is {NO_MATCH} for no source")
-    origins = [(key, count) for key, count in total.items() if key.startswith("labelled by")]
-    lines = [f"  labels       {count:,} jobs {key}" for key, count in origins if len(origins) > 1]
-    offsets = np.concatenate([job.offsets for job in used.values()])
-    if total["sources"]:
-        percent = 100 * len(offsets) / total["sources"]
-        found = f"{total['sources']:,} on the images, {len(offsets):,} found ({percent:.1f} %)"
-        lines.append(f"  sources      {found}")
-    if len(offsets):
-        x, y = np.median(offsets, axis=0)
-        lines.append(f"  offset       {x:+.2f} in x, {y:+.2f} in y: candidate - source, pixels")
-        if max(abs(x), abs(y)) > MAX_OFFSET_PX:
-            LOG.warning(
-                f"candidates are off their sources by {x:+.2f}, {y:+.2f} pixels (median);"
-                " the list of sources probably counts pixels from another number"
+    origins = {key: count for key, count in total.items() if key.startswith("labelled by ")}
+    lines = [f"  labels       {n:,} jobs {key}" for key, n in origins.items() if len(origins) > 1]
+    if origins.keys() - {"labelled by match"}:
+        offsets = np.concatenate([job.offsets for job in used.values()])
+        percent = 100 * len(offsets) / max(total["sources"], 1)
+        found = f"{len(offsets):,} found near a candidate ({percent:.1f} %)"
+        lines.append(f"  sources      {total['sources']:,} on the images, {found}")
+        if not len(offsets):
+            LOG.warning("no source was found; are they sources of these images?")
+        else:
+            x, y = np.median(offsets, axis=0)
+            lines.append(
+                f"  offset       {x:+z.2f} in x, {y:+z.2f} in y: candidate - source, pixels"
             )
+            if max(abs(x), abs(y)) > MAX_OFFSET_PX:
+                found = f"candidates are off their sources by {x:+.2f}, {y:+.2f} pixels (median)"
+                LOG.warning(f"{found}; is the first pixel of the list of sources another one?")
     return "".join(f"{line}\n" for line in lines)
 
 

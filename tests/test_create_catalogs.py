@@ -303,7 +303,7 @@ def test_a_cell_that_is_not_a_number_is_refused(build, in_finder, cell, beside):
 def test_a_match_that_is_no_number_of_a_source_is_refused(build, match):
     reason = build(f"id,x,y,match\n1,2,3,-1\n2,2,3,{match}\n3,2,3,4\n").reason()
     named = rf"'{re.escape(match)}(\.0)?'" if match else "empty"
-    assert re.search(f"psfcat.csv: column match: {named} in row 2", reason)
+    assert re.search(f"column match( of the catalog)?: {named} in row 2", reason)
 
 
 @pytest.mark.parametrize("match", ["-1", "-1.0", "0", "7", "7.0", "1e3"])

@@ -207,6 +207,13 @@ def test_the_finder_file_is_that_of_the_difference_image_in_use(tmp_path, build)
     assert len(build().index) == 12
 
 
+def test_psfcat_csv_comes_before_the_text_files_and_needs_no_finder_without_match(tmp_path, build):
+    job = write_rapid_job(tmp_path / "raw")
+    make_catalog(5).drop(columns="match").to_csv(job / "psfcat.csv", index=False)
+    write_list(job, [])
+    assert len(build().match()) == 5
+
+
 def test_a_match_in_the_finder_file_is_no_label(tmp_path, build):
     job = write_rapid_job(tmp_path / "raw")
     path = job / f"{DIFFERENCE}_psfcat_finder.txt"
@@ -274,14 +281,15 @@ def test_sources_off_the_image_take_no_part(tmp_path, build, source, seen):
     write_list(job, [source])
     outcome = build("--match_radius", 9)
     assert outcome.match() == {1: 0 if seen else -1}
-    found = "1 on the images, 1 found (100.0 %)"
-    assert (re.search(r"sources +(.*)", outcome.out) or [""] * 2)[1] == (found if seen else "")
+    found = f"{seen:d} on the images, {seen:d} found near a candidate ({100 * seen:.1f} %)"
+    assert re.search(r"sources +(.*)", outcome.out)[1] == found
+    assert ("WARNING: no source was found" in outcome.err) == (not seen)
 
 
 def test_candidates_off_the_image_take_no_part(tmp_path, build):
-    job = write_rapid_job(tmp_path / "raw", xy=[(79.6, 30), (78.5, 30)])
-    write_list(job, [(79.4, 30)])
-    assert build().match() == {2: 0}
+    job = write_rapid_job(tmp_path / "raw", xy=[(79.6, 30), (78.5, 30), (50, 60)])
+    write_list(job, [(79.4, 30), (50, 60)])
+    assert build().match() == {2: 0, 3: 1}
 
 
 def test_a_list_without_rows_says_that_all_are_bogus(tmp_path, build):
@@ -289,7 +297,8 @@ def test_a_list_without_rows_says_that_all_are_bogus(tmp_path, build):
     write_list(job, [])
     outcome = build()
     assert outcome.match() == {1: -1, 2: -1, 3: -1}
-    assert "sources" not in outcome.out
+    assert "0 on the images, 0 found" in outcome.out
+    assert "WARNING: no source was found" in outcome.err
 
 
 def test_two_lists_in_one_folder_are_an_error(tmp_path, build):
@@ -372,7 +381,7 @@ def test_sky_positions_become_pixels_by_the_wcs(tmp_path, build, crval, distorti
     truth = write_truth(tmp_path / "truth.csv", PIXELS, header)
     outcome = build("--truth", truth, "--match_radius", 0.36)
     assert outcome.match() == {1: 3, 2: 0, 3: 2, 4: 1}
-    assert "4 on the images, 4 found (100.0 %)" in outcome.out
+    assert "4 on the images, 4 found near a candidate (100.0 %)" in outcome.out
     assert "+0.25 in x, +0.25 in y" in outcome.out
 
 
@@ -468,24 +477,45 @@ def test_a_truth_table_that_cannot_be_read_ends_the_run(tmp_path, build, name, t
 
 
 WITHOUT_WCS = {
-    "none": None,
-    "not of the sky": fits.Header({"CTYPE1": "LINEAR", "CTYPE2": "LINEAR"}),
-    "singular": make_header(PC1_1=0.0, PC1_2=0.0, PC2_1=0.0, PC2_2=0.0),
-    "only an axis": fits.Header({"CTYPE1": "RA---TAN"}),
+    "none": (None, "its axes are not those of the sky"),
+    "linear": (fits.Header({"CTYPE1": "LINEAR", "CTYPE2": "LINEAR"}), "its axes are not those"),
+    "singular": (make_header(PC1_1=0.0, PC1_2=0.0, PC2_1=0.0, PC2_2=0.0), ".*singular"),
+    "one axis": (fits.Header({"CTYPE1": "RA---TAN"}), ""),
+    "off the sky": (
+        make_header(CTYPE1="RA---SIN", CTYPE2="DEC--SIN", CDELT1=1e5, CDELT2=1e5),
+        "a corner of the image is nowhere on the sky",
+    ),
 }
 
 
-@pytest.mark.parametrize("header", WITHOUT_WCS.values(), ids=WITHOUT_WCS)
-def test_a_job_without_a_usable_wcs_is_left_out_with_truth_only(tmp_path, build, header):
+@pytest.mark.parametrize(("header", "reason"), WITHOUT_WCS.values(), ids=WITHOUT_WCS)
+def test_a_job_without_a_usable_wcs_is_left_out_with_truth_only(tmp_path, build, header, reason):
     good = make_header()
     write_rapid_job(tmp_path / "raw", "jid1", xy=SKY_XY, header=good)
     write_list(write_rapid_job(tmp_path / "raw", "jid2", header=header), [])
     outcome = build("--truth", write_truth(tmp_path / "truth.csv", PIXELS, good))
     assert outcome.code == 1
-    named = f"ERROR: jid2 left out: .*{DIFFERENCE}.fits: no usable WCS, as --truth needs: "
+    named = f"ERROR: jid2 left out: .*{DIFFERENCE}.fits: no usable WCS, as --truth needs: {reason}"
     assert re.match(named, outcome.err)
     assert outcome.index["match"].tolist() == [3, 0, 2, 1]
     assert "jid2 left out" not in build().err
+
+
+def test_a_distortion_that_is_a_table_counts(tmp_path, build):
+    """Its table is in another HDU."""
+    job, header = write_rapid_job(tmp_path / "raw", xy=SKY_XY), make_header()
+    for axis in (1, 2):
+        header[f"CPDIS{axis}"] = "LOOKUP"
+        for key, value in {"EXTVER": axis, "NAXES": 2, "AXIS.1": 1, "AXIS.2": 2}.items():
+            header[f"DP{axis}"] = f"{key}: {value}"
+    hdus = fits.HDUList([fits.PrimaryHDU(make_images()["diffimage_masked"], header)])
+    for axis, pixels in ((1, 5.0), (2, -3.0)):
+        grid = fits.ImageHDU(np.full((2, 2), pixels, "f4"), name="WCSDVARR", ver=axis)
+        grid.header.update(CRPIX1=1, CRPIX2=1, CRVAL1=1, CRVAL2=1, CDELT1=80, CDELT2=80)
+        hdus.append(grid)
+    hdus.writeto(job / f"{DIFFERENCE}.fits", overwrite=True)
+    truth = write_truth(tmp_path / "truth.csv", np.add(PIXELS, (5, -3)), make_header())
+    assert build("--truth", truth).match() == {1: 3, 2: 0, 3: 2, 4: 1}
 
 
 def test_numbers_of_truth_follow_those_of_the_list(tmp_path, build):
@@ -528,7 +558,9 @@ def test_the_summary_tells_of_sources_and_of_the_three_origins(tmp_path, build):
     assert outcome.err == ""
     assert re.search(r"labels +2 jobs labelled by \*_inject.txt\n", outcome.out)
     assert re.search(r"labels +1 jobs labelled by match\n", outcome.out)
-    assert re.search(r"sources +3 on the images, 2 found \(66.7 %\)\n", outcome.out)
+    assert re.search(
+        r"sources +3 on the images, 2 found near a candidate \(66.7 %\)\n", outcome.out
+    )
     assert re.search(r"offset +\+0.25 in x, -0.12 in y", outcome.out)
     (tmp_path / "raw" / "jid3" / "psfcat.csv").rename(tmp_path / "psfcat.csv")
     assert "labelled by" not in build().out

@@ -228,8 +228,8 @@ def replace_by_link(job: Path, target: str) -> None:
 
 
 UNUSABLE = {
-    drop_match: "jid003: no labels; there are three ways: --truth, a column match in psfcat.csv",
-    empty_match: "psfcat.csv: column match: empty in row 1 and 11 more; expected -1",
+    drop_match: "jid003: no labels; there are three ways: --truth, a column match in the catalog,",
+    empty_match: "jid003: column match of the catalog: empty in row 1 and 11 more; expected -1",
     text_match: "psfcat.csv: column match: 'none' in row 1 and 11 more; expected a number",
     break_join: "do not match one to one",
     change_shape: f"images of different shapes: {STEMS[0]}.fits (72, 80), ",
