@@ -86,7 +86,6 @@ ALIASES = {  # names of a column in the catalogs, best first, if it has several
     "y": ("y", "ycentroid", "y_centroid"),
     "npix": ("npix", "n_pixels"),
 }
-EMPTY_CELLS = ("", '""', "--", "NA", "N/A", "<NA>", "NULL", "null", "None", "nan", "NaN", "-nan")
 NO_MATCH = -1  # `match` of a candidate that is no injected or simulated source
 MAX_OFFSET_PX = 0.5  # between candidates and their sources, median; a larger one is a warning
 CHUNK_PIXELS = 2**15  # of an image handled at a time: they fit the processor's cache
@@ -331,8 +330,7 @@ def read_table(path: Path, columns: Iterable[str]) -> pd.DataFrame:
             header=0,
             names=range(len(header)),
             usecols=positions.values(),
-            na_values=EMPTY_CELLS,
-            keep_default_na=False,
+            na_values=('""', "--"),  # besides those of pandas: empty, nan, NA, null, None ...
             low_memory=False,
         )
     except (OSError, ValueError, csv.Error) as error:
