@@ -193,13 +193,11 @@ def as_float(pixels: np.ndarray) -> np.ndarray:
 
 def sample_finite(image: np.ndarray) -> np.ndarray:
     """Return the pixels that ZScaleInterval picks from the finite ones: every n-th, up to 1,000."""
-    pixels = image.ravel()
-    chunks = (pixels[i : i + CHUNK_PIXELS] for i in range(0, pixels.size, CHUNK_PIXELS))
-    gaps = np.flatnonzero(np.concatenate([~np.isfinite(chunk) for chunk in chunks]))
-    count, wanted = pixels.size - gaps.size, ZScaleInterval().n_samples
+    gaps = np.flatnonzero(~np.isfinite(image))
+    count, wanted = image.size - gaps.size, ZScaleInterval().n_samples
     rank = np.arange(0, count, max(1, count // wanted))[:wanted]
     # gaps[i] - i finite pixels lie before gap i; every gap shifts the pixels after it by one.
-    return pixels[rank + np.searchsorted(gaps - np.arange(gaps.size), rank, side="right")]
+    return image.ravel()[rank + np.searchsorted(gaps - np.arange(gaps.size), rank, side="right")]
 
 
 def find_limits(image: np.ndarray, path: Path) -> ManualInterval:
