@@ -191,24 +191,21 @@ def as_float(pixels: np.ndarray) -> np.ndarray:
     return pixels.astype(np.result_type(pixels, np.float32))
 
 
-def sample_finite(image: np.ndarray) -> np.ndarray:
-    """Return the pixels that ZScaleInterval picks from the finite ones: every n-th, up to 1,000."""
-    gaps = np.flatnonzero(~np.isfinite(image))
-    count, wanted = image.size - gaps.size, ZScaleInterval().n_samples
-    rank = np.arange(0, count, max(1, count // wanted))[:wanted]
-    # gaps[i] - i finite pixels lie before gap i; every gap shifts the pixels after it by one.
-    return image.ravel()[rank + np.searchsorted(gaps - np.arange(gaps.size), rank, side="right")]
-
-
 def find_limits(image: np.ndarray, path: Path) -> ManualInterval:
     """Return the ZScale limits of an image's finite pixels, or their extremes if those coincide.
 
     Raises DatasetError if there is no finite pixel or the extremes coincide as well.
     """
-    sample = as_float(sample_finite(image))
-    if not sample.size:
+    zscale, gaps = ZScaleInterval(), np.flatnonzero(~np.isfinite(image))
+    count = image.size - gaps.size
+    if not count:
         raise DatasetError(f"{path}: no finite pixel")
-    vmin, vmax = map(float, ZScaleInterval().get_limits(sample))
+    # Of the finite pixels, those that ZScale would pick: every n-th, up to 1,000.
+    rank = np.arange(0, count, max(1, count // zscale.n_samples))[: zscale.n_samples]
+    # gaps[i] - i finite pixels lie before gap i; every gap shifts the pixels after it by one.
+    place = rank + np.searchsorted(gaps - np.arange(gaps.size), rank, side="right")
+    sample = as_float(image.ravel()[place])
+    vmin, vmax = map(float, zscale.get_limits(sample))
     if not vmin < vmax:
         finite = image[np.isfinite(image)]
         vmin, vmax = float(finite.min()), float(finite.max())
