@@ -74,6 +74,7 @@ IMAGE_SUFFIXES = (".fits", ".fits.gz", ".fits.fz")  # in order of preference
 CATALOG_NAMES = ("psfcat.csv", "{difference}_psfcat.txt")  # best first
 FINDER_NAME = "{difference}_psfcat_finder.txt"  # {difference}: stem of the difference image in use
 INJECTED_NAME = "*_inject.txt"
+OTHER_PRODUCTS = re.compile(r"^\.|_negative|_uncert|_residual|sfft|naive")  # never read
 INDEX_NAME, IMAGES_DIR = "master_index.csv", "images"
 INDEX_COLUMNS = tuple(
     "id jid x y sharpness roundness1 roundness2 npix peak flux mag daofind_mag flags match label"
@@ -124,7 +125,7 @@ def natural_key(name: str) -> tuple[list[str | int], str]:
 def find_jobs(input_dir: Path, wanted: list[str] | None) -> list[str]:
     """Return the names of the jobs, all or those wanted, in natural order.
 
-    A job is any entry jid* that is not a plain file, also if it cannot be entered.
+    Every entry jid* that is not a plain file is a job, even if it cannot be opened.
     """
     if not input_dir.is_dir():
         raise DatasetError(f"{input_dir}: no such folder; give the one that holds jid* with -i")
@@ -133,10 +134,15 @@ def find_jobs(input_dir: Path, wanted: list[str] | None) -> list[str]:
     jobs = {entry.name for entry in entries if not os.path.isfile(entry)}  # noqa: PTH113
     if not jobs:
         raise DatasetError(f"{input_dir}: no job folders in it; folders named jid* were expected")
-    chosen = jobs if wanted is None else set(wanted)
+    chosen = set() if wanted else jobs
+    for name in wanted or ():
+        if name.startswith("@"):
+            chosen.update(Path(name[1:]).read_text(encoding="utf-8-sig", errors="replace").split())
+        else:
+            chosen.add(name.rstrip("/"))
     if chosen - jobs:
         names = ", ".join(sorted(chosen - jobs, key=natural_key))
-        raise DatasetError(f"{input_dir}: no job folder {names}, which --jobs asks for")
+        raise DatasetError(f"{input_dir}: no such job folders, as named by --jobs: {names}")
     return sorted(chosen, key=natural_key)
 
 
@@ -157,8 +163,8 @@ def find_images(job_dir: Path) -> list[Path]:
 def open_image(path: Path) -> Iterator[tuple[fits.ImageHDU, fits.HDUList]]:
     """Open a FITS file and yield its first HDU with a 2-D image; axes of length 1 do not count.
 
-    The pixels of floats are mapped: they are read when they are used. Raises DatasetError if the
-    file is damaged or has no image.
+    Floating-point pixels are memory-mapped: they are read only when they are used. Raises
+    DatasetError if the file is damaged or has no image.
     """
     try:
         with path.open("rb") as file:
@@ -171,7 +177,7 @@ def open_image(path: Path) -> Iterator[tuple[fits.ImageHDU, fits.HDUList]]:
             start = source.getvalue()[:30]
         if not re.match(rb"SIMPLE  = +[TF]", start):
             raise DatasetError(f"{path}: not a FITS file: it begins with {start[:9]!r}")
-        # Warnings are about missing padding, for one. With uint, BLANK would have no effect.
+        # Warnings are about missing padding, for one; uint=True would ignore BLANK.
         with warnings.catch_warnings(action="ignore"), fits.open(source, uint=False) as hdus:
             images = [hdu for hdu in hdus if hdu.is_image]
             for hdu in images:
@@ -179,7 +185,7 @@ def open_image(path: Path) -> Iterator[tuple[fits.ImageHDU, fits.HDUList]]:
                     yield hdu, hdus
                     return
             found = ", ".join(f"{hdu.name} {hdu.shape}" for hdu in images)
-            raise DatasetError(f"{path}: no HDU with a 2-D image; it has {found}")
+            raise DatasetError(f"{path}: no HDU with a 2-D image; it has {found or 'no images'}")
     except DatasetError:
         raise
     except Exception as error:  # all: astropy's error for a damaged tile has no public name
@@ -214,13 +220,30 @@ def find_limits(image: np.ndarray, path: Path) -> ManualInterval:
     return ManualInterval(vmin, vmax)
 
 
-def last_change(image_paths: list[Path]) -> float:
-    """Return when the last of a job's images was changed, nanoseconds; infinity if one is gone.
+@contextmanager
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """Yield a temporary file, and rename it to `path` once it is complete."""
+    temporary = path.with_name(f"{TEMPORARY}{os.urandom(8).hex()}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            yield file
+        temporary.replace(path)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):  # it was renamed, or never created
+            temporary.unlink()
 
-    Their folder counts as well: it changes if an image appears that is better than the one in use.
+
+def last_change(image_paths: list[Path]) -> float:
+    """Return when a job's images or their folder changed last, ns, or infinity if one is missing.
+
+    The folder changes when an image appears or goes away. The time of the change itself counts,
+    too, because copies often keep the modification time of the original.
     """
     try:
-        return max(path.stat().st_mtime_ns for path in (image_paths[0].parent, *image_paths))
+        stats = [path.stat() for path in (image_paths[0].parent, *image_paths)]
+        return max(max(status.st_mtime_ns, status.st_ctime_ns) for status in stats)
     except OSError:
         return float("inf")
 
@@ -240,7 +263,7 @@ def write_tensor(path: Path, image_paths: list[Path]) -> tuple[int, int]:
         found = ", ".join(f"{p.name} {i.shape}" for p, i in zip(image_paths, images, strict=True))
         raise DatasetError(f"{image_paths[0].parent}: images of different shapes: {found}")
     header = {"descr": "<f4", "fortran_order": False, "shape": (*shape, len(images))}
-    # What overflows is refused or clipped.
+    # Overflow does no harm: such limits are refused, and such pixels are clipped.
     with np.errstate(all="ignore"), atomic_write(path) as file:
         limits = list(map(find_limits, images, image_paths))
         np.lib.format.write_array_header_1_0(file, header)
@@ -250,7 +273,7 @@ def write_tensor(path: Path, image_paths: list[Path]) -> tuple[int, int]:
             for channel, (image, scale) in enumerate(zip(images, limits, strict=True)):
                 flux = as_float(image.ravel()[start : start + CHUNK_PIXELS])
                 flux[~np.isfinite(flux)] = 0  # masked pixels get what zero flux, the sky, gets
-                strip[:, channel] = scale(flux, out=flux)
+                strip[:, channel] = scale(flux, out=flux)  # in place
             if not strip.min() >= 0:  # false for NaN, too
                 raise DatasetError(f"{path}: NaN in the tensor; please report this as a bug")
             file.write(strip)
@@ -271,7 +294,7 @@ def current_shape(path: Path, image_paths: list[Path]) -> tuple[int, int] | None
     return tensor.shape[:2] if newer and layout == expected else None
 
 
-def refuse(cells: pd.Series, wrong: pd.Series, where: str, expected: str) -> None:
+def refuse_cells(cells: pd.Series, wrong: pd.Series, where: str, expected: str) -> None:
     """Raise DatasetError if some cells of a column are wrong; it names the first of them."""
     if wrong.any():
         row, value = wrong.idxmax(), cells[wrong].iloc[0]
@@ -281,10 +304,10 @@ def refuse(cells: pd.Series, wrong: pd.Series, where: str, expected: str) -> Non
 
 
 def find_columns(header: list[str], columns: Iterable[str], path: Path) -> dict[str, int]:
-    """Return the positions in a header of those columns that are there.
+    """Return the position of each given column that a header has.
 
-    The case of letters, spaces and a leading # do not count. Raises DatasetError if there is none
-    of them, or one occurs twice.
+    The case of letters, spaces and a leading # do not count. Raises DatasetError if the header has
+    none of them, or one of them twice.
     """
     names, positions = [name.strip("# \t").lower() for name in header], {}
     for column in columns:
@@ -299,7 +322,7 @@ def find_columns(header: list[str], columns: Iterable[str], path: Path) -> dict[
 
 
 def read_table(path: Path, columns: Iterable[str]) -> pd.DataFrame:
-    """Read those columns of a text table that are there: float64, NaN if empty.
+    """Read the given columns of a text table, as far as it has them: float64, NaN if empty.
 
     Cells are separated by blanks in *.txt, else by commas. Raises DatasetError if the file is
     missing or damaged, rows differ in length, a cell is not a number, or an id occurs twice.
@@ -337,11 +360,13 @@ def read_table(path: Path, columns: Iterable[str]) -> pd.DataFrame:
             values = values.map(str, na_action="ignore")
         table[column] = pd.to_numeric(values, errors="coerce").astype(float)
         wrong = table[column].isna() & values.notna()
-        refuse(values, wrong, f"{path}: column {header[position].strip()}", "a number")
+        refuse_cells(values, wrong, f"{path}: column {header[position].strip()}", "a number")
     if "id" in table:
         ids, where = table["id"], f"{path}: column id"
-        refuse(ids, ids.abs() >= 2**53, where, "less than 2**53: the index keeps ids as float64")
-        refuse(ids, ids.duplicated() & ids.notna(), where, "every id once")
+        refuse_cells(
+            ids, ids.abs() >= 2**53, where, "less than 2**53: the index keeps ids as float64"
+        )
+        refuse_cells(ids, ids.duplicated() & ids.notna(), where, "every id once")
     return pd.DataFrame(table)
 
 
@@ -366,72 +391,75 @@ def read_catalog(job_dir: Path, difference: str) -> pd.DataFrame:
     """
     columns = (*CATALOG_COLUMNS, "x_fit", "y_fit")
     names = [name.format(difference=difference) for name in (*CATALOG_NAMES, FINDER_NAME)]
-    all_in_one, fits_alone, finder_path = (job_dir / name for name in names)
-    path = all_in_one if os.path.lexists(all_in_one) else fits_alone
+    csv_path, txt_path, finder_path = (job_dir / name for name in names)
+    path = csv_path if os.path.lexists(csv_path) else txt_path
     if not os.path.lexists(path):
         raise DatasetError(f"{job_dir}: no catalog; expected {names[0]} or {names[1]}")
     catalog = read_table(path, columns)
     complete = set(CATALOG_COLUMNS) - {"match"} <= set(catalog)
-    if path == fits_alone or (not complete and os.path.lexists(finder_path)):
+    if path == txt_path or (not complete and os.path.lexists(finder_path)):
         finder = read_table(finder_path, columns)
         found = f"{path.name} ({len(catalog)} rows) and {finder_path.name} ({len(finder)} rows)"
         catalog = join_finder(catalog, finder, f"{job_dir}: {found}")
     for axis in "xy":
         position = catalog.get(axis, catalog.get(f"{axis}_fit"))
         if position is None:
-            names = ", ".join((*ALIASES[axis], f"{axis}_fit"))
-            raise DatasetError(f"{path}: no column {names}, here or in {finder_path.name}")
+            expected = ", ".join((*ALIASES[axis], f"{axis}_fit"))
+            raise DatasetError(f"{path}: no column {expected}, here or in {finder_path.name}")
         catalog[axis] = position
     return catalog
 
 
 def read_truth(path: Path) -> np.ndarray:
-    """Read the columns ra and dec of a table: ICRS, degrees, unless they have another unit; (n, 2).
+    """Read `ra` and `dec`, ICRS, of a table of sources: degrees, float64 (n, 2).
 
-    Raises DatasetError if astropy cannot read the table, or if a position is none.
+    A column that has another unit is converted. Raises DatasetError if astropy cannot read the
+    table, or a row has no valid position.
     """
     from astropy.table import Table  # here, since it takes a while and most runs do not need it
     from astropy.units import Quantity
 
     try:
         with warnings.catch_warnings(action="ignore"):
+            warnings.filterwarnings("error", ".*multiple tables")  # which one is meant?
             table = Table.read(path)
-        columns = {name.lower(): table[name] for name in table.colnames}
-        if not {"ra", "dec"} <= set(columns):
-            raise DatasetError(f"{path}: no columns ra and dec; it has {', '.join(table.colnames)}")
-        filled = [np.ma.filled(columns[name].astype(float), np.nan) for name in ("ra", "dec")]
-        truth = np.transpose(
-            [Quantity(axis, axis.unit or "deg").to_value("deg") for axis in filled]
-        )
-    except DatasetError:
-        raise
+        names = [name.strip("\ufeff ").lower() for name in table.colnames]
+        if (names.count("ra"), names.count("dec")) != (1, 1):
+            raise ValueError(f"expected one column ra and one dec, it has {', '.join(names)}")
+        columns = [table.columns[names.index(name)] for name in ("ra", "dec")]
+        axes = [np.ma.filled(column.astype(float), np.nan) for column in columns]
+        truth = np.transpose([Quantity(axis, axis.unit or "deg").to_value("deg") for axis in axes])
     except Exception as error:  # all: every format has its own errors
         reason = str(error).partition(", please")[0].partition("\n")[0]  # without astropy's advice
-        raise DatasetError(f"{path}: not a table of sky positions: {reason}") from error
+        expected = "not a table of sky positions (.csv, .ecsv, .fits, .vot, ...)"
+        raise DatasetError(f"{path}: {expected}: {reason}") from error
     wrong = ~(np.isfinite(truth[:, 0]) & (np.abs(truth[:, 1]) <= 90))
     if wrong.any():
-        raise DatasetError(f"{path}: no position on the sky in row {wrong.argmax() + 1}")
+        raise DatasetError(f"{path}: no valid position in row {wrong.argmax() + 1}")
+    if repeated := pd.DataFrame(truth).duplicated().sum():
+        LOG.warning(f"{path}: {repeated} rows repeat a position; each counts as another source")
     return truth
 
 
 def locate(truth: np.ndarray, path: Path) -> np.ndarray:
-    """Return where sky positions are on an image, x and y, float64 (n, 2), NaN if far from it."""
+    """Return the pixel positions of sky positions in an image, (n, 2), NaN if far outside."""
     from astropy.coordinates import SkyCoord  # here, since most runs do not need it
     from astropy.wcs import WCS
 
+    logging.getLogger("astropy").setLevel(logging.WARNING)  # a page for each job without "-SIP"
     sky, xy = SkyCoord(truth, unit="deg"), np.full(truth.shape, np.nan)
     with open_image(path) as (hdu, hdus):
         try:
-            wcs = WCS(hdu.header, hdus).celestial
+            wcs = WCS(hdu.header, hdus, naxis=["celestial"])
             if not wcs.has_celestial:
-                raise ValueError("its axes are not those of the sky")
-            width, height = wcs.pixel_shape
+                raise ValueError("it has no celestial axes")
+            height, width = (side for side in hdu.shape if side != 1)
             corners = wcs.pixel_to_world([0, width, 0, width], [0, 0, height, height])
             centre = wcs.pixel_to_world(width / 2, height / 2)
-            reach = 1.2 * centre.separation(corners).max()  # some more than the image
-            if not reach > 0:  # false for NaN, too
-                raise ValueError("a corner of the image is nowhere on the sky")
-            near = sky.separation(centre) < reach
+            radius = 1.2 * centre.separation(corners).max()  # with a margin of 20 %
+            if not radius > 0:  # false for NaN, too
+                raise ValueError("a corner of the image has no sky position")
+            near = sky.separation(centre) < radius
             xy[near] = np.transpose(wcs.world_to_pixel(sky[near]))
         except Exception as error:  # all: wcslib's errors have no common name
             raise DatasetError(f"{path}: no usable WCS, as --truth needs: {error}") from error
@@ -441,7 +469,7 @@ def locate(truth: np.ndarray, path: Path) -> np.ndarray:
 def read_sources(
     job_dir: Path, difference_path: Path, catalog: pd.DataFrame, truth: np.ndarray | None
 ) -> np.ndarray | None:
-    """Return where the sources are that candidates may be, x and y, pixels, float64 (n, 2).
+    """Return the pixel positions of the known sources of a job, x and y, float64 (n, 2).
 
     First the injected ones, then those of the truth table; None if the catalog's own column `match`
     labels the candidates. Raises DatasetError if nothing does, or `match` is wrong.
@@ -450,22 +478,22 @@ def read_sources(
         match = catalog["match"]
         known = (match == NO_MATCH) | ((match >= 0) & (match % 1 == 0))
         expected = f"{NO_MATCH} for no source, or its number >= 0"
-        refuse(match, ~known, f"{job_dir}: column match of the catalog", expected)
+        refuse_cells(match, ~known, f"{job_dir}: column match of the catalog", expected)
         return None
-    lists = sorted(job_dir.glob(INJECTED_NAME))
+    lists = [p for p in sorted(job_dir.glob(INJECTED_NAME)) if not OTHER_PRODUCTS.search(p.name)]
     if truth is None and not lists:
         ways = f"--truth, a column match in the catalog, or one {INJECTED_NAME}"
-        raise DatasetError(f"{job_dir}: no labels; there are three ways: {ways}")
+        raise DatasetError(f"{job_dir}: no labels; give {ways}")
     if len(lists) > 1:
         names = ", ".join(path.name for path in lists)
         raise DatasetError(f"{job_dir}: expected one list of injected sources, found {names}")
-    positions = [locate(truth, difference_path)] if truth is not None else []
+    injected = np.empty((0, 2))
     for path in lists:
         table = read_table(path, ("xpix", "ypix"))
         if len(table.columns) < 2:
             raise DatasetError(f"{path}: expected the columns xpix and ypix")
-        positions.insert(0, table.to_numpy() - 1)  # 1 is the centre of the first pixel
-    return np.concatenate(positions)
+        injected = table.to_numpy() - 1  # 1 is the centre of the first pixel
+    return injected if truth is None else np.vstack([injected, locate(truth, difference_path)])
 
 
 def is_on_image(xy: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
@@ -479,22 +507,22 @@ def match_sources(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pair candidates and sources, (n, 2), within a radius: one to one, the nearest first.
 
-    Returns `match` of all candidates, and candidate minus source of each pair, (pairs, 2). Of equal
-    distances, the positions decide, so that the order of rows does not matter. NaN matches nothing.
+    Returns `match` of all candidates, and candidate minus source of each pair, (pairs, 2). Ties are
+    broken by position, then by id, so that the order of rows does not matter. NaN matches nothing.
     """
     order = np.argsort(xy[:, 0])
-    reach = radius_px + 1  # more than needed, because sums are rounded
-    low, high = (np.searchsorted(xy[order, 0], sources[:, 0] + edge) for edge in (-reach, reach))
-    count = high - low  # of the candidates that are near a source in x
-    source = np.repeat(np.arange(len(sources)), count)
-    candidate = order[np.arange(source.size) - np.repeat(np.cumsum(count) - count - low, count)]
+    window_px = radius_px + 1  # with a margin, because sums are rounded
+    low, high = (np.searchsorted(xy[order, 0], sources[:, 0] + w) for w in (-window_px, window_px))
+    near = [order[start:end] for start, end in zip(low, high, strict=True)]  # each source in x
+    candidate = np.concatenate([order[:0], *near])
+    source = np.repeat(np.arange(len(sources)), high - low)
     distance = np.hypot(*(xy[candidate] - sources[source]).T)
     ties = ids[candidate], *xy[candidate].T, *sources[source].T
     match, paired = np.full(len(xy), float(NO_MATCH)), {}
     for pair in np.lexsort((*ties, distance)):
-        one, other = candidate[pair], source[pair]
-        if distance[pair] <= radius_px and match[one] == NO_MATCH and other not in paired:
-            match[one], paired[other] = other, one
+        row, number = candidate[pair], source[pair]
+        if distance[pair] <= radius_px and match[row] == NO_MATCH and number not in paired:
+            match[row], paired[number] = number, row
     pairs = np.array([*paired.items()], int).reshape(-1, 2)
     return match, xy[pairs[:, 1]] - sources[pairs[:, 0]]
 
@@ -527,24 +555,9 @@ def index_job(
     counts["off the image"] = int((has_position & ~on_image).sum())
     counts["real"] = int(rows["label"].sum())
     counts["bogus"] = len(rows) - counts["real"]
-    # As objects, floats are written in two thirds of the time, with the same digits.
+    # Converted to objects first, floats are written a third faster, with the same digits.
     text = rows.astype(object).to_csv(header=False, index=False, lineterminator="\n")
     return JobResult(rows=text, counts=counts, offsets=offsets)
-
-
-@contextmanager
-def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """Yield a temporary file, renamed to `path` once it is complete; else raise OutputError."""
-    temporary = path.with_name(f"{TEMPORARY}{os.urandom(8).hex()}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            yield file
-        temporary.replace(path)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):  # it was renamed, or never created
-            temporary.unlink()
 
 
 def process_job(
@@ -592,7 +605,7 @@ def run_locally(work: partial, job_dirs: list[Path], workers: int) -> Iterator[J
                 for result in pool.map(work, job_dirs):
                     yield result
                     done += 1
-            except KeyboardInterrupt:  # a second one would leave workers that wait for ever
+            except KeyboardInterrupt:  # a second Ctrl-C would leave workers hanging
                 signal.signal(signal.SIGINT, signal.SIG_IGN)
                 raise
     except (BrokenExecutor, OSError, ValueError) as error:
@@ -641,7 +654,7 @@ def write_index(
                 if not tensor.exists():
                     raise DatasetError(f"{tensor}: is not there; do all workers share this folder?")
                 file.write(result.rows.encode())
-                used[jid] = replace(result, rows="")  # they may fill the memory
+                used[jid] = replace(result, rows="")  # all together may not fit into memory
             if number % PROGRESS_JOBS == 0 and bar.disable:
                 LOG.info(f"{number:,} of {len(jobs):,} jobs")
         if not used:
@@ -684,7 +697,7 @@ def exclusive_lock(folder: Path) -> Iterator[None]:
 
 
 def build_dataset(args: argparse.Namespace) -> tuple[dict[str, JobResult], int]:
-    """Make or update the dataset; return the results of the jobs in it, and how many lack."""
+    """Make or update the dataset; return the results of its jobs, and how many were left out."""
     # Absolute, because the workers of Dask run in other folders.
     input_dir, output_dir = args.input_dir.absolute(), args.output_dir.absolute()
     images_dir, jobs = output_dir / IMAGES_DIR, find_jobs(input_dir, args.jobs)
@@ -707,51 +720,47 @@ def build_dataset(args: argparse.Namespace) -> tuple[dict[str, JobResult], int]:
     return used, len(jobs) - len(used)
 
 
-def describe_sources(used: dict[str, JobResult], total: Counter[str]) -> str:
-    """Return the lines of the summary on where labels come from; warn if they seem wrong."""
-    if suspect := [jid for jid, job in used.items() if job.counts["real"] > job.counts["bogus"]]:
-        found = f"more than half of the candidates are real in {len(suspect)} of {len(used)} jobs"
-        LOG.warning(f"{found}, such as {suspect[0]}; check that match is {NO_MATCH} for no source")
-    origins = {key: count for key, count in total.items() if key.startswith("labelled by ")}
-    lines = [f"  labels       {n:,} jobs {key}" for key, n in origins.items() if len(origins) > 1]
-    if origins.keys() - {"labelled by match"}:
-        offsets = np.concatenate([job.offsets for job in used.values()])
-        percent = 100 * len(offsets) / max(total["sources"], 1)
-        found = f"{len(offsets):,} found near a candidate ({percent:.1f} %)"
-        lines.append(f"  sources      {total['sources']:,} on the images, {found}")
-        if not len(offsets):
-            LOG.warning("no source was found; are they sources of these images?")
-        else:
-            x, y = np.median(offsets, axis=0)
-            lines.append(
-                f"  offset       {x:+z.2f} in x, {y:+z.2f} in y: candidate - source, pixels"
-            )
-            if max(abs(x), abs(y)) > MAX_OFFSET_PX:
-                found = f"candidates are off their sources by {x:+.2f}, {y:+.2f} pixels (median)"
-                LOG.warning(f"{found}; is the first pixel of the list of sources another one?")
-    return "".join(f"{line}\n" for line in lines)
-
-
-def summarize(used: dict[str, JobResult], left_out: int, index_path: Path) -> str:
-    """Warn of missing columns and suspicious labels, and return the closing lines of a run."""
-    total = sum((job.counts for job in used.values()), Counter())
+def warn_of_doubts(used: dict[str, JobResult], total: Counter[str], offsets: np.ndarray) -> None:
+    """Warn of columns that catalogs lack, and of labels that seem wrong."""
     lacking = [f"{c} ({total[f'lacks {c}']} jobs)" for c in CATALOG_COLUMNS if total[f"lacks {c}"]]
     if lacking:
         LOG.warning(f"columns missing from catalogs, left empty: {', '.join(lacking)}")
-    real, bogus = total["real"], total["bogus"]
+    if suspect := [jid for jid, job in used.items() if job.counts["real"] > job.counts["bogus"]]:
+        found = f"more than half of the candidates are real in {len(suspect)} of {len(used)} jobs"
+        LOG.warning(f"{found}, such as {suspect[0]}; check that match is {NO_MATCH} for no source")
+    by_position = {jid: job for jid, job in used.items() if not job.counts["labelled by match"]}
+    if barren := [jid for jid, job in by_position.items() if not len(job.offsets)]:
+        found = f"no source was found in {len(barren)} of {len(by_position)} jobs"
+        LOG.warning(f"{found}, such as {barren[0]}; check the list or --truth, and the WCS")
+    if len(offsets) and np.abs(np.median(offsets, axis=0)).max() > MAX_OFFSET_PX:
+        LOG.warning("candidates are off their sources; does the list number its pixels from 0?")
+
+
+def summarize(used: dict[str, JobResult], left_out: int, index_path: Path) -> str:
+    """Return the closing lines of a run; warn of what a user should check."""
+    total = sum((job.counts for job in used.values()), Counter())
+    offsets = np.concatenate([job.offsets for job in used.values()])
+    warn_of_doubts(used, total, offsets)
+    real, bogus, sources = total["real"], total["bogus"], total["sources"]
     percent = 100 / max(real + bogus, 1)
+    origins = {key: count for key, count in total.items() if key.startswith("labelled by ")}
     size = total["bytes"] + index_path.stat().st_size
-    return (
-        f"{index_path}\n"
-        f"  jobs         {total['jobs written']:,} written, {total['jobs up to date']:,} up to"
-        f" date, {left_out:,} left out\n"
-        f"  candidates   {real + bogus:,}: {real:,} real ({real * percent:.1f} %),"
-        f" {bogus:,} bogus ({bogus * percent:.1f} %)\n"
-        f"  dropped      {total['no position']:,} without a position,"
-        f" {total['off the image']:,} off the image\n"
-        f"{describe_sources(used, total)}"
-        f"  written      {size / 1e6:,.1f} MB"
-    )
+    lines = [
+        f"jobs         {total['jobs written']:,} written, {total['jobs up to date']:,} up to date,"
+        f" {left_out:,} left out",
+        f"candidates   {real + bogus:,}: {real:,} real ({real * percent:.1f} %),"
+        f" {bogus:,} bogus ({bogus * percent:.1f} %)",
+        f"dropped      {total['no position']:,} without a position,"
+        f" {total['off the image']:,} off the image",
+        *(f"labels       {n:,} jobs {origin}" for origin, n in origins.items() if len(origins) > 1),
+    ]
+    if total["labelled by match"] < len(used):
+        found = f"{len(offsets):,} found ({100 * len(offsets) / max(sources, 1):.1f} %)"
+        lines.append(f"sources      {sources:,} on the images, {found}")
+    if len(offsets):
+        x, y = np.median(offsets, axis=0)
+        lines.append(f"offset       {x:+z.2f} in x, {y:+z.2f} in y: candidate - source, pixels")
+    return "\n  ".join([str(index_path), *lines, f"written      {size / 1e6:,.1f} MB"])
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -759,19 +768,23 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Turn RAPID job folders into an AI-ready dataset.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        fromfile_prefix_chars="@",
     )
-    parser.convert_arg_line_to_args = str.split
     add = parser.add_argument
-    add("-i", "--input_dir", type=Path, default="./mini_dataset", help="folder of the jid* folders")
+    add("-i", "--input_dir", type=Path, default="./mini_dataset", help="folder that holds jid*")
     add("-o", "--output_dir", type=Path, default="./hackathon_dataset", help="dataset to write")
-    add("--jobs", nargs="+", metavar="NAME", help="only these; @FILE for those in its lines")
+    add(
+        "--jobs",
+        nargs="+",
+        action="extend",
+        metavar="NAME",
+        help="use only these; @FILE: names in a file",
+    )
     add("--truth", type=Path, help="table of real sources for all jobs: ra and dec, degrees")
-    add("--match_radius", type=float, default="2", help="from a candidate to its source, pixels")
+    add("--match_radius", type=float, default="2", help="from candidate to source, pixels")
     add("--overwrite", action="store_true", help="rebuild the tensors that are up to date, too")
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     add = parser.add_mutually_exclusive_group().add_argument
-    # A text: argparse would take an equal number for an option that was not given.
+    # A text: argparse does not see the conflict with --scheduler if the number is the default.
     add("--workers", type=int, default=str(cpus), help="processes on this machine")
     add("--scheduler", help="address of a Dask scheduler, whose workers do the work instead")
     args = parser.parse_args(argv)

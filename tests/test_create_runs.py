@@ -228,7 +228,7 @@ def replace_by_link(job: Path, target: str) -> None:
 
 
 UNUSABLE = {
-    drop_match: "jid003: no labels; there are three ways: --truth, a column match in the catalog,",
+    drop_match: "jid003: no labels; give --truth, a column match in the catalog,",
     empty_match: "jid003: column match of the catalog: empty in row 1 and 11 more; expected -1",
     text_match: "psfcat.csv: column match: 'none' in row 1 and 11 more; expected a number",
     break_join: "do not match one to one",
