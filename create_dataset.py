@@ -235,17 +235,14 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
             temporary.unlink()
 
 
-def last_change(image_paths: list[Path]) -> float:
-    """Return when a job's images or their folder changed last, ns, or infinity if one is missing.
+def last_change(image_paths: list[Path]) -> int:
+    """Return when a job's images or their folder changed last, nanoseconds.
 
     The folder changes when an image appears or goes away. The time of the change itself counts,
     too, because copies often keep the modification time of the original.
     """
-    try:
-        stats = [path.stat() for path in (image_paths[0].parent, *image_paths)]
-        return max(max(status.st_mtime_ns, status.st_ctime_ns) for status in stats)
-    except OSError:
-        return float("inf")
+    stats = [path.stat() for path in (image_paths[0].parent, *image_paths)]
+    return max(max(status.st_mtime_ns, status.st_ctime_ns) for status in stats)
 
 
 def write_tensor(path: Path, image_paths: list[Path]) -> tuple[int, int]:
@@ -363,9 +360,7 @@ def read_table(path: Path, columns: Iterable[str]) -> pd.DataFrame:
         refuse_cells(values, wrong, f"{path}: column {header[position].strip()}", "a number")
     if "id" in table:
         ids, where = table["id"], f"{path}: column id"
-        refuse_cells(
-            ids, ids.abs() >= 2**53, where, "less than 2**53: the index keeps ids as float64"
-        )
+        refuse_cells(ids, ids.abs() >= 2**53, where, "less than 2**53, as it is kept as float64")
         refuse_cells(ids, ids.duplicated() & ids.notna(), where, "every id once")
     return pd.DataFrame(table)
 
@@ -772,13 +767,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("-i", "--input_dir", type=Path, default="./mini_dataset", help="folder that holds jid*")
     add("-o", "--output_dir", type=Path, default="./hackathon_dataset", help="dataset to write")
-    add(
-        "--jobs",
-        nargs="+",
-        action="extend",
-        metavar="NAME",
-        help="use only these; @FILE: names in a file",
-    )
+    names = {"nargs": "+", "action": "extend", "metavar": "NAME"}
+    add("--jobs", **names, help="only these job folders, or those named in @FILE")
     add("--truth", type=Path, help="table of real sources for all jobs: ra and dec, degrees")
     add("--match_radius", type=float, default="2", help="from candidate to source, pixels")
     add("--overwrite", action="store_true", help="rebuild the tensors that are up to date, too")
