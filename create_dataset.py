@@ -235,13 +235,16 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
             temporary.unlink()
 
 
-def last_change(image_paths: list[Path]) -> int:
-    """Return when a job's images or their folder changed last, nanoseconds.
+def last_change(image_paths: list[Path]) -> float:
+    """Return when a job's images or their folder changed last, ns, or infinity if one is missing.
 
     The folder changes when an image appears or goes away. The time of the change itself counts,
     too, because copies often keep the modification time of the original.
     """
-    stats = [path.stat() for path in (image_paths[0].parent, *image_paths)]
+    try:
+        stats = [path.stat() for path in (image_paths[0].parent, *image_paths)]
+    except OSError:
+        return float("inf")
     return max(max(status.st_mtime_ns, status.st_ctime_ns) for status in stats)
 
 

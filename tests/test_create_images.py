@@ -462,25 +462,20 @@ def spoil(tmp_path, monkeypatch) -> Callable[[Callable[[Path], None]], Path]:
 
 
 @pytest.mark.parametrize(
-    ("change", "reason"),
+    "change",
     [
-        # Without its last byte, its last page, which is mapped, gives zeros.
-        (lambda path: os.truncate(path, path.stat().st_size - 1), "changed while it was read"),
-        (lambda path: os.utime(path, ns=(0, 2**61)), "changed while it was read"),
-        (lambda path: path.unlink(), "No such file or directory"),
+        lambda path: os.truncate(path, path.stat().st_size - 1),  # gives zeros: a page is mapped
+        lambda path: os.utime(path, ns=(0, 2**61)),
+        lambda path: path.unlink(),
     ],
     ids=["without its last byte", "written again", "gone"],
 )
-def test_a_file_that_changes_while_it_is_read_leaves_out_its_job(
-    tmp_path, capsys, spoil, change, reason
-):
+def test_a_file_that_changes_while_it_is_read_leaves_out_its_job(tmp_path, capsys, spoil, change):
     spoil(change)
     out = tmp_path / "out"
     assert run(create_dataset, "-i", tmp_path / "raw", "-o", out, "--workers", "1") == 1
-    error = capsys.readouterr().err
-    assert error.startswith("ERROR: jid1 left out: ")
-    assert f"{tmp_path}/raw/jid1" in error
-    assert reason in error
+    reason = f"{tmp_path}/raw/jid1: changed while it was read; run again"
+    assert capsys.readouterr().err == f"ERROR: jid1 left out: {reason}\n"
     assert [path.name for path in (out / "images").iterdir()] == ["jid2.npy"]
 
 
