@@ -551,6 +551,19 @@ def test_truth_with_a_byte_order_mark(tmp_path, build):
     assert build("--truth", truth).match() == {1: 3, 2: 0, 3: 2, 4: 1}
 
 
+def test_the_order_of_truth_does_not_matter(tmp_path, build):
+    header, rng = make_header(), np.random.default_rng(2)
+    pixels = rng.uniform((0, 0), (WIDTH - 1, HEIGHT - 1), (200, 2))
+    write_rapid_job(tmp_path / "raw", xy=rng.permutation(pixels)[:150] + 0.125, header=header)
+    labels = set()
+    for _ in range(3):
+        truth = write_truth(tmp_path / "truth.csv", rng.permutation(pixels), header)
+        index = build("--truth", truth, "--match_radius", 3).index
+        labels.add(tuple(index["label"]))
+        assert np.isin(index["match"], [-1, *range(200)]).all()
+    assert len(labels) == 1
+
+
 def test_positions_that_repeat_are_a_warning(tmp_path, build):
     """As in a table with one row per epoch."""
     header = make_header()
