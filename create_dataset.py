@@ -423,7 +423,7 @@ def read_truth(path: Path) -> np.ndarray:
             table = Table.read(path)
         names = [name.strip("\ufeff ").lower() for name in table.colnames]
         if (names.count("ra"), names.count("dec")) != (1, 1):
-            raise ValueError(f"expected one column ra and one dec, it has {', '.join(names)}")
+            raise ValueError(f"expected one ra and one dec, it has {', '.join(table.colnames)}")
         columns = [table.columns[names.index(name)] for name in ("ra", "dec")]
         axes = [np.ma.filled(column.astype(float), np.nan) for column in columns]
         truth = np.transpose([Quantity(axis, axis.unit or "deg").to_value("deg") for axis in axes])

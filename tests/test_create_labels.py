@@ -436,7 +436,7 @@ def with_mask(values: list[float]) -> MaskedColumn:
 TRUTHS = {
     "no dec": (
         Table({"ra": [1.0], "DE": [2.0]}),
-        "expected one column ra and one dec, it has ra, de",
+        "expected one ra and one dec, it has ra, DE",
     ),
     "text": (Table({"ra": ["here", "1"], "dec": [1.0, 2]}), "not a table of sky positions (.csv"),
     "sexagesimal": (Table({"ra": ["1:2:3"], "dec": [2.0]}), "not a table of sky positions (.csv"),
@@ -466,7 +466,7 @@ def test_a_truth_table_that_cannot_be_used_ends_the_run_before_any_job(
         ("missing.csv", None, "No such file"),
         ("truth.dat", "ra dec\n1 2\n", "Format could not be identified"),
         ("truth.csv", "ra,dec\n1,2,3\n", "Number of header columns"),
-        ("truth.csv", "", "expected one column ra and one dec"),
+        ("truth.csv", "", "expected one ra and one dec"),
         ("truth.fits", "not FITS", "not a table of sky positions"),
         ("truth.vot", "<xml", "not a table of sky positions"),
     ],
@@ -530,7 +530,7 @@ def test_two_columns_of_one_name_in_truth_are_an_error(tmp_path, build):
     (tmp_path / "truth.csv").write_text("ra,dec,RA\n150,2,10\n")
     outcome = build("--truth", tmp_path / "truth.csv")
     assert (outcome.code, outcome.index) == (1, None)
-    assert "expected one column ra and one dec, it has ra, dec, ra" in outcome.err
+    assert "expected one ra and one dec, it has ra, dec, RA" in outcome.err
 
 
 def test_a_truth_file_of_two_tables_is_an_error(tmp_path, build):
