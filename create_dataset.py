@@ -192,11 +192,6 @@ def open_image(path: Path) -> Iterator[tuple[fits.ImageHDU, fits.HDUList]]:
         raise DatasetError(f"{path}: not a readable FITS image, or cut short: {error}") from error
 
 
-def as_float(pixels: np.ndarray) -> np.ndarray:
-    """Return a copy of pixels as native floats of their own precision, at least float32."""
-    return pixels.astype(np.result_type(pixels, np.float32))
-
-
 def find_limits(image: np.ndarray, path: Path) -> ManualInterval:
     """Return the ZScale limits of an image's finite pixels, or their extremes if those coincide.
 
@@ -210,7 +205,7 @@ def find_limits(image: np.ndarray, path: Path) -> ManualInterval:
     rank = np.arange(0, count, max(1, count // zscale.n_samples))[: zscale.n_samples]
     # gaps[i] - i finite pixels lie before gap i; every gap shifts the pixels after it by one.
     place = rank + np.searchsorted(gaps - np.arange(gaps.size), rank, side="right")
-    sample = as_float(image.ravel()[place])
+    sample = image.ravel()[place].astype(np.result_type(image, np.float32))
     vmin, vmax = map(float, zscale.get_limits(sample))
     if not vmin < vmax:
         finite = image[np.isfinite(image)]
@@ -271,7 +266,8 @@ def write_tensor(path: Path, image_paths: list[Path]) -> tuple[int, int]:
         for start in range(0, size, CHUNK_PIXELS):
             strip = buffer[: size - start]
             for channel, (image, scale) in enumerate(zip(images, limits, strict=True)):
-                flux = as_float(image.ravel()[start : start + CHUNK_PIXELS])
+                pixels = image.ravel()[start : start + CHUNK_PIXELS]
+                flux = pixels.astype(np.result_type(pixels, np.float32))  # at least float32
                 flux[~np.isfinite(flux)] = 0  # masked pixels get what zero flux, the sky, gets
                 strip[:, channel] = scale(flux, out=flux)  # in place
             if not strip.min() >= 0:  # false for NaN, too
@@ -368,24 +364,12 @@ def read_table(path: Path, columns: Iterable[str]) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
-def join_finder(catalog: pd.DataFrame, finder: pd.DataFrame, both: str) -> pd.DataFrame:
-    """Add the columns that only the finder's table has, one to one on `id`, in catalog order."""
-    if "id" not in catalog or "id" not in finder:
-        raise DatasetError(f"{both} cannot be joined: both need the column id")
-    alone = np.setxor1d(catalog["id"], finder["id"])  # an empty id equals no other
-    if alone.size:
-        found = f"{alone.size} ids are empty or in only one of them, such as {alone[0]:.17g}"
-        raise DatasetError(f"{both} do not match one to one: {found}")
-    new = finder[["id", *finder.columns.difference([*catalog.columns, "match"])]]
-    return catalog.merge(new, on="id", validate="one_to_one")
-
-
 def read_catalog(job_dir: Path, difference: str) -> pd.DataFrame:
     """Read a job's candidates from its catalog and, if that lacks columns, the finder's table.
 
-    `difference` is the stem of the difference image in use. Returns those of CATALOG_COLUMNS that
-    are there, in catalog order; `x` and `y` always are. Raises DatasetError if a catalog or
-    positions are missing or damaged.
+    Two files are joined on `id`, one to one. `difference` is the stem of the difference image in
+    use. Returns those of CATALOG_COLUMNS that are there, in catalog order; `x` and `y` always are.
+    Raises DatasetError if a catalog or positions are missing or damaged.
     """
     columns = (*CATALOG_COLUMNS, "x_fit", "y_fit")
     names = [name.format(difference=difference) for name in (*CATALOG_NAMES, FINDER_NAME)]
@@ -397,8 +381,15 @@ def read_catalog(job_dir: Path, difference: str) -> pd.DataFrame:
     complete = set(CATALOG_COLUMNS) - {"match"} <= set(catalog)
     if path == txt_path or (not complete and os.path.lexists(finder_path)):
         finder = read_table(finder_path, columns)
-        found = f"{path.name} ({len(catalog)} rows) and {finder_path.name} ({len(finder)} rows)"
-        catalog = join_finder(catalog, finder, f"{job_dir}: {found}")
+        both = f"{path} ({len(catalog)} rows) and {finder_path.name} ({len(finder)} rows)"
+        if "id" not in catalog or "id" not in finder:
+            raise DatasetError(f"{both} cannot be joined: both need the column id")
+        alone = np.setxor1d(catalog["id"], finder["id"])  # an empty id equals no other
+        if alone.size:
+            found = f"{alone.size} ids are empty or in only one of them, such as {alone[0]:.17g}"
+            raise DatasetError(f"{both} do not match one to one: {found}")
+        new = finder[["id", *finder.columns.difference([*catalog.columns, "match"])]]
+        catalog = catalog.merge(new, on="id", validate="one_to_one")
     for axis in "xy":
         position = catalog.get(axis, catalog.get(f"{axis}_fit"))
         if position is None:
