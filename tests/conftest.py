@@ -97,14 +97,11 @@ def write_job(
     return job
 
 
-def make_header(
-    crval: tuple[float, float] = (150.0, 2.0), turn_deg: float = 3.0, **cards: object
-) -> fits.Header:
-    """Return a header whose reference pixel is near the middle of the image, north turned."""
-    wcs = WCS(naxis=2)
-    wcs.wcs.ctype, wcs.wcs.crval = ["RA---TAN", "DEC--TAN"], crval
+def make_header(**cards: object) -> fits.Header:
+    """Return a header whose reference pixel is near the middle of the image, north turned by 3."""
+    wcs, turn = WCS(naxis=2), np.radians(3)
+    wcs.wcs.ctype, wcs.wcs.crval = ["RA---TAN", "DEC--TAN"], [150, 2]
     wcs.wcs.crpix = [SHAPE[1] / 2, SHAPE[0] / 2]
-    turn = np.radians(turn_deg)
     rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
     wcs.wcs.cd = DEGREES_PX * np.array([[-1], [1]]) * rotation
     return fits.Header([*wcs.to_header().cards, ("RADESYS", "ICRS"), *cards.items()])
@@ -150,6 +147,17 @@ def write_truth(
     table = Table({"name": np.arange(len(ra)), names[0]: ra, names[1]: dec})
     table.write(path, overwrite=True, format={".vot": "votable"}.get(path.suffix))
     return path
+
+
+def write_labelled_jobs(folder: Path) -> tuple[str | Path, ...]:
+    """Write jobs with lists and a truth table; return the options that read them."""
+    header, rng = make_header(), np.random.default_rng(0)
+    for number in range(5):
+        xy = rng.uniform(0, 70, (40, 2))
+        job = write_rapid_job(folder / "raw", f"jid{number}", xy, header)
+        write_list(job, xy[:9] + rng.normal(0, 1, (9, 2)))
+    truth = write_truth(folder / "truth.csv", rng.uniform(0, 70, (40, 2)), header)
+    return "-i", folder / "raw", "--truth", truth
 
 
 def write_jobs(folder: Path, jobs: int, size: int) -> Path:

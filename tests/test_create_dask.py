@@ -11,20 +11,16 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
 import pytest
 from conftest import (
     contents,
     finish,
-    make_header,
     run,
     start,
     state_of,
     wait_for,
     write_jobs,
-    write_list,
-    write_rapid_job,
-    write_truth,
+    write_labelled_jobs,
 )
 
 import create_dataset
@@ -142,16 +138,10 @@ def test_workers_of_another_working_folder_get_whole_paths(raw, local, cluster, 
 
 
 def test_labels_are_those_of_a_run_without_dask(cluster, tmp_path):
-    header, rng = make_header(), np.random.default_rng(0)
-    for number in range(5):
-        xy = rng.uniform(0, 70, (40, 2))
-        job = write_rapid_job(tmp_path / "raw", f"jid{number}", xy, header)
-        write_list(job, xy[:9] + rng.normal(0, 1, (9, 2)))
-    truth = write_truth(tmp_path / "truth.csv", rng.uniform(0, 70, (40, 2)), header)
-    options = "-i", tmp_path / "raw", "--truth", truth
+    options = write_labelled_jobs(tmp_path)
     assert run(create_dataset, *options, "-o", tmp_path / "local") == 0
-    process = create(*options[1:2], tmp_path / "out", "--scheduler", cluster.address, *options[2:])
-    assert finish(process)[::2] == (0, "")
+    options += "-o", tmp_path / "out", "--scheduler", cluster.address
+    assert finish(start(create_dataset.__file__, *options))[::2] == (0, "")
     assert contents(tmp_path / "out") == contents(tmp_path / "local")
 
 

@@ -22,6 +22,7 @@ from conftest import (
     make_images,
     run,
     write_job,
+    write_labelled_jobs,
     write_list,
     write_rapid_job,
     write_truth,
@@ -331,23 +332,16 @@ def test_a_list_that_cannot_be_read_leaves_out_its_job(tmp_path, build, text, me
     assert message in outcome.err
 
 
-def test_labels_are_those_of_brute_force(tmp_path, build):
-    rng = np.random.default_rng(5)
-    for number in range(12):
-        xy = rng.uniform((-1, -1), (WIDTH, HEIGHT), (rng.integers(1, 300), 2))
-        xy = xy[((xy >= -0.5) & (xy < (WIDTH - 0.5, HEIGHT - 0.5))).all(axis=1)]
-        near = xy[rng.integers(len(xy), size=50)] + rng.normal(0, 1.5, (50, 2))
-        sources = np.concatenate([near, rng.uniform(-9, 90, (100, 2))])
-        radius = rng.uniform(0.1, 6)
-        job = write_rapid_job(tmp_path / f"{number}" / "raw", xy=xy)
-        write_list(job, sources)
-        out = tmp_path / f"{number}" / "out"
-        options = "-i", job.parent, "-o", out, "--match_radius", radius, "--workers", 1
-        assert run(create_dataset, *options) == 0
-        index = pd.read_csv(out / "master_index.csv")
-        shifted = np.array([[x + 1 - 1, y + 1 - 1] for x, y in sources])  # as it is read
-        expected = pair_by_brute_force(xy, shifted, radius)
-        assert dict(zip(index["id"], index["match"], strict=True)) == expected
+@pytest.mark.parametrize("seed", range(12))
+def test_labels_are_those_of_brute_force(tmp_path, build, seed):
+    rng = np.random.default_rng(seed)
+    xy = rng.uniform((-0.5, -0.5), (WIDTH - 0.5, HEIGHT - 0.5), (rng.integers(1, 300), 2))
+    near = xy[rng.integers(len(xy), size=50)] + rng.normal(0, 1.5, (50, 2))
+    sources = np.concatenate([near, rng.uniform(-9, 90, (100, 2))])
+    radius = rng.uniform(0.1, 6)
+    write_list(write_rapid_job(tmp_path / "raw", xy=xy), sources)
+    as_read = sources + 1 - 1  # in the list, 1 is the first pixel
+    assert build("--match_radius", radius).match() == pair_by_brute_force(xy, as_read, radius)
 
 
 def test_the_order_of_rows_does_not_matter(tmp_path, build):
@@ -686,13 +680,7 @@ def test_other_labels_rewrite_the_index_and_no_tensor(tmp_path, build):
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_bytes_do_not_depend_on_workers(tmp_path, workers):
-    header, rng = make_header(), np.random.default_rng(0)
-    for number in range(5):
-        xy = rng.uniform(0, 70, (40, 2))
-        job = write_rapid_job(tmp_path / "raw", f"jid{number}", xy, header)
-        write_list(job, xy[:9] + rng.normal(0, 1, (9, 2)))
-    truth = write_truth(tmp_path / "truth.csv", rng.uniform(0, 70, (40, 2)), header)
-    options = "-i", tmp_path / "raw", "--truth", truth
+    options = write_labelled_jobs(tmp_path)
     for out, count in (("one", 1), ("other", workers)):
         assert run(create_dataset, *options, "-o", tmp_path / out, "--workers", count) == 0
     assert contents(tmp_path / "one") == contents(tmp_path / "other")
