@@ -11,130 +11,103 @@
 # ///
 """Train a real-bogus network on a dataset and say whether the dataset can be learned from.
 
-Read: `croissant.json` in the dataset folder, through mlcroissant the records that it describes,
-and from the tensors that they name a 64 x 64 cutout around each candidate. Nothing is downloaded.
-Written, with `--report_dir` alone: metrics.json, predictions.csv, model.pt and report.png.
+Reads `croissant.json` in the dataset folder, the records that it describes through mlcroissant, and
+from the tensors that they name a 64 x 64 cutout around each candidate. Nothing is downloaded.
+Writes metrics.json, predictions.csv, model.pt and report.png if `--report_dir` is given.
 
-First comes a list of what holds of the dataset and what does not. Then a network that sees the
-four-channel cutout and nine columns of the catalog is trained on some of the jobs, the best epoch
-and the threshold are chosen on others, and it is judged on the rest. Among 3 % real candidates,
-accuracy would praise a network that says "bogus" to all; so the report gives ROC AUC and average
-precision with intervals, beside what a logistic regression, flux and chance reach on the same jobs.
+First it prints a list of checks. Then a network that sees the four-channel cutout and nine columns
+of the catalog is trained on some of the jobs. The best epoch and the threshold are chosen on other
+jobs, and the rest are the test. With 3 % real candidates, accuracy would praise a network that says
+"bogus" to all. The verdict therefore rests on how the network ranks the candidates within each test
+job, beside what a logistic regression, the flux alone and chance reach.
 
     python test_croissant_dataset.py
     python test_croissant_dataset.py -d ./my_dataset --report_dir ./report --min_ap 0.8
     torchrun --nproc_per_node 4 test_croissant_dataset.py -d ./my_dataset
 
-Exit codes: 0 trained and judged; 1 the dataset is missing, damaged or too small, or the network is
+Exit codes: 0 trained and tested; 1 the dataset is missing, damaged or too small, or the network is
 below `--min_ap` (the reason is on stderr); 2 wrong usage; 130 interrupted by Ctrl-C.
 """
 
-import _thread
 import argparse
 import hashlib
-import importlib
-import io
 import itertools
 import json
 import logging
 import math
+import mmap
 import os
 import signal
 import sys
 import tempfile
 import textwrap
-import threading
-import tokenize
-import warnings
-from array import array
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import redirect_stdout, suppress
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path, PureWindowsPath
-from typing import BinaryIO
 
-if __name__ == "__main__":  # Ctrl-C within the imports, which take seconds
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 import mlcroissant as mlc
 import numpy as np
 import pandas as pd
 import torch
 from torch import distributed, nn
-from torch.optim import LBFGS, AdamW, Optimizer
-from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
-from torch.utils.data import DataLoader, Dataset
+from torch.optim import LBFGS, AdamW
+from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 CHANNEL_NAMES = ("science", "reference", "difference", "score")
-PIXEL_BYTES = 4 * len(CHANNEL_NAMES)  # of a tensor: float32
 CROISSANT_NAME = "croissant.json"
 RECORD_SET = "transient_candidates"
 FEATURE_COLUMNS = tuple(
     "sharpness roundness1 roundness2 npix peak flux mag daofind_mag flags".split()
 )
-LOG_COLUMNS = ("peak", "flux")  # span five decades and both signs: a signed logarithm
-LARGEST = 1e30  # of a feature: squares of larger ones overflow
-FEATURE_LIMIT = 8.0  # scaled features are clipped here, in interquartile ranges
+TEXT_COLUMNS = ("jid", "image_filename")
+NUMBER_COLUMNS = ("id", "x", "y", *FEATURE_COLUMNS, "match", "label")
+FIELDS = {f"{RECORD_SET}/{column}": column for column in (*TEXT_COLUMNS, *NUMBER_COLUMNS)}
 CUTOUT_PX = 64  # side of a cutout; the candidate's nearest pixel is at [32, 32]
 INNER_PX = 16  # side of its middle, which the network sees at full resolution
-CHECKED_CUTOUTS = 4000  # read before training: half a second; the others as they are trained on
+CHECKED_CUTOUTS = 1000  # read before training; the others are checked when they are trained on
+PART_ROWS = 10_000  # of the index, which mlcroissant reads in 2.5 s; more are read in parallel
+MEMORY_SHARE = 0.25  # of the memory, for the tensors among which candidates are shuffled
+BATCHES_AHEAD = 4  # that the kernel is told of before they are read
 SPLITS = ("train", "validation", "test")
-BOTH = 2  # kind of a job with both classes; of others, their label
-DEAL = (0, 1, 2, 0, 0)  # splits that jobs are dealt out to in turn: 60, 20 and 20 %
-BATCH_SIZE = 128  # candidates a step
+TURNS = (0, 1, 2, 0, 0)  # the splits that jobs are dealt to, in turn: 60, 20 and 20 %
+BATCH_SIZE = 128  # candidates per step
+STEPS, MAX_EPOCHS = 550, 60  # what the number of epochs aims at, and its limit
 LEARNING_RATE = 2e-3  # highest rate of the one-cycle schedule
-WEIGHT_DECAY = 1e-2
-DROPOUT = 0.5
-MIN_EPOCHS, MAX_EPOCHS, MIN_STEPS = 8, 60, 300  # by default: small datasets need more epochs
+WEIGHT_DECAY, DROPOUT = 1e-2, 0.5
 RIDGE = 1e-4  # of the logistic regression: keeps weights finite where classes separate
 RESAMPLES = 1000  # of the bootstrap
-CONFIDENCE = (2.5, 97.5)  # percentiles: a 95 % interval
-MIN_JOBS = 10  # test jobs from which on jobs are resampled, not candidates
+MIN_JOBS = 10  # jobs of a split from which on whole jobs are resampled, too
 MIN_EACH = 5  # real and bogus test candidates, without which there is no verdict
-SHEET_ROWS = 4  # candidates of each kind on the picture
 SEED = 20260
-MAX_WORKERS = 1024
-DEVICES = ("auto", "cuda", "mps", "cpu")
 MAX_PROBLEMS = 20  # named of each kind, the others are counted
-MAX_MESSAGE = 300  # letters of another library's message
-EPOCH_LINE = (
-    "epoch {epoch:2}/{epochs}  loss {train_loss:.4f}  validation loss {validation_loss:.4f}"
-    "  ROC AUC {roc_auc:.4f}  average precision {average_precision:.4f}"
-)
-RANKINGS = {  # of the test candidates, by which column: the network and two yardsticks
-    "network": "score",
-    "logistic regression": "regression",
-    "ranked by flux": "flux",
-}
-FIGURES = ("roc_auc", "average_precision", "behind")  # of each ranking
-ESTIMATE = "{:.3f} ({:.3f} to {:.3f})"
-CALLS = """
-  called real from score {threshold:.3f} on, the highest F1 of the validation split:
-  precision {precision:.3f}, recall {recall:.3f}, F1 {f1:.3f}
-                          called real  called bogus
-  real                {true_positives:17,}{false_negatives:14,}
-  bogus               {false_positives:17,}{true_negatives:14,}
-"""
 CURVES = (  # title and axes of the report's upper row
     ("Loss", "epoch", "weighted cross-entropy"),
     ("ROC curve, test split", "false positive rate", "true positive rate"),
     ("Precision and recall, test split", "recall", "precision"),
     ("Real-bogus scores, test split", "score", "candidates"),
 )
-# What numpy raises on a damaged .npy header.
-NPY_ERRORS = (OSError, ValueError, TypeError, OverflowError, MemoryError, SyntaxError)
-NPY_ERRORS += (tokenize.TokenError,)
-# What mlcroissant and its parsers raise on a damaged description: its own errors and Python's.
-MLCROISSANT_ERRORS = (mlc.ValidationError, mlc.GenerationError, ValueError, LookupError, TypeError)
-MLCROISSANT_ERRORS += (AttributeError, AssertionError, RecursionError)
+MATRIX = ("true_positives", "false_negatives", "false_positives", "true_negatives")
+EPOCH_LINE = (
+    "epoch {epoch:2}/{epochs}  loss {train_loss:.4f}  validation loss {validation_loss:.4f}"
+    "  ROC AUC {roc_auc:.4f}  average precision {average_precision:.4f}"
+)
+FIGURES = {  # of a ranking of the test candidates
+    "roc_auc_within_jobs": "ROC AUC within jobs",
+    "roc_auc": "ROC AUC",
+    "average_precision": "average precision",
+}
 
 LOG = logging.getLogger("test_croissant_dataset")
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # cutouts, features, labels
+Ranking = tuple[np.ndarray, np.ndarray]  # ranks int (N,), from 0, job by job; job of each rank
 Estimate = list[float]  # a figure and the ends of its 95 % interval
-Ranking = tuple[np.ndarray, np.ndarray]  # what sort_scores returns
 
 
 class DatasetError(Exception):
@@ -142,153 +115,208 @@ class DatasetError(Exception):
 
 
 @dataclass(frozen=True)
-class TensorFile:
-    """A tensor on disk: float32 (height, width, 4) from a byte on."""
+class Settings:
+    """What the command line says."""
 
-    path: Path
-    height: int
-    width: int
-    offset: int
+    dataset_dir: Path
+    epochs: int | None
+    batch_size: int
+    learning_rate: float
+    seed: int
+    device: str
+    report_dir: Path | None
+    min_ap: float | None
+    max_candidates: int | None
 
 
 def one_line(error: Exception) -> str:
-    """Return the type and the begin of the text of an error on one line."""
-    return textwrap.shorten(f"{type(error).__name__}: {error}", MAX_MESSAGE, placeholder=" ...")
+    """Return the type and the beginning of the text of an error on one line."""
+    return textwrap.shorten(f"{type(error).__name__}: {error}", 300, placeholder=" ...")
 
 
 def raise_problems(problems: Sequence[str], count: int) -> None:
-    """Raise DatasetError where there are problems, so many, with a line for each of the first."""
-    named = list(problems[:MAX_PROBLEMS])
-    if count > len(named):
-        named.append(f"and {count - len(named):,} more")
-    if named:
-        raise DatasetError("\n".join(named))
+    """Raise DatasetError with the first of `count` problems, if there are any."""
+    more = [f"and {count - MAX_PROBLEMS:,} more"] if count > MAX_PROBLEMS else []
+    if count:
+        raise DatasetError("\n".join([*problems[:MAX_PROBLEMS], *more]))
+
+
+def count_cpus() -> int:
+    """Return the number of processors for this process, of those that torchrun started here."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cpus // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
+def is_leader() -> bool:
+    """Return whether this process is the one that prints and writes."""
+    return not distributed.is_torchelastic_launched() or os.environ["RANK"] == "0"
+
+
+def progress(steps: Iterable, text: str, total: int | None = None) -> Iterable:
+    """Show a progress bar on a terminal."""
+    shown = is_leader() and sys.stderr is not None
+    return tqdm(steps, text, total, leave=False, disable=None if shown else True)
 
 
 def inside(folder: Path, name: str) -> Path:
-    """Return the path of a name relative to the folder; refuse what leads out of it.
-
-    Read as a Windows path, in which both slashes divide, a name is inside on every system.
-    """
-    path = PureWindowsPath(name)
+    """Return the path of a name relative to the folder; refuse one that leads out of it."""
+    path = PureWindowsPath(name)  # takes / and \: what is inside for Windows is inside everywhere
     if path.anchor or ".." in path.parts or "://" in name:
         raise DatasetError(f"{name}: leads out of {folder}; a path inside it was expected")
     return folder / name
 
 
 def refuse_downloads(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Make a dictionary of JSON; raise ValueError where its context is a link to be followed."""
+    """Make a dictionary of JSON; raise ValueError if its context is a link to be followed."""
     for key, value in pairs:
         if key == "@import" or (key == "@context" and not isinstance(value, dict)):
             raise ValueError(f"{key} is not written out: {value}")
     return dict(pairs)
 
 
-def load_description(json_path: Path) -> mlc.Dataset:
-    """Load croissant.json; raise DatasetError where it is missing or not valid."""
+def load_description(json_path: Path) -> mlc.Metadata:
+    """Load croissant.json; raise DatasetError if it is missing, invalid or lacks a column."""
     if not json_path.is_file():
         raise DatasetError(f"{json_path}: no such file; generate_croissant.py writes it")
     try:
         json.loads(json_path.read_bytes(), object_pairs_hook=refuse_downloads)
-        dataset = mlc.Dataset(jsonld=json_path)
-        dataset.metadata.distribution[0]
-    except MLCROISSANT_ERRORS as error:
+        metadata = mlc.Dataset(json_path).metadata
+        known = {field.id for records in metadata.record_sets for field in records.fields}
+        if missing := [field for field in FIELDS if field not in known]:
+            raise ValueError(f"it does not describe {', '.join(missing)}")
+    except Exception as error:  # mlcroissant and its parsers raise anything on a damaged file
         raise DatasetError(
             f"{json_path}: not a valid Croissant description ({one_line(error)}); run"
             " generate_croissant.py again"
         ) from error
-    return dataset
+    return metadata
 
 
-def check_files(dataset: mlc.Dataset, json_path: Path) -> None:
-    """Raise DatasetError where a described file is outside the folder, gone, or was changed.
+def find_index(metadata: mlc.Metadata, folder: Path) -> tuple[str, Path]:
+    """Return the id and the path of the file that the candidates are read from.
 
-    An archive would be unpacked into a cache outside the folder, and a file set has no checksum:
-    candidates are read from neither.
+    Raises DatasetError if that is no file in the folder, or if it was changed. An archive would be
+    unpacked into a cache outside the folder, and a file set has no checksum.
     """
-    files = [node for node in dataset.metadata.distribution if isinstance(node, mlc.FileObject)]
-    known = {node.id for node in files if not node.contained_in}
-    sources = {
-        field.source.uuid
-        for records in dataset.metadata.record_sets
-        if records.id == RECORD_SET
-        for field in records.fields
-    }
-    if not sources <= known:
+    (records,) = (records for records in metadata.record_sets if records.id == RECORD_SET)
+    sources = {field.source.uuid for field in records.fields}
+    files = [node for node in metadata.distribution if isinstance(node, mlc.FileObject)]
+    files = [node for node in files if {node.id} == sources and not node.contained_in]
+    if not files:
         raise DatasetError(
-            f"{json_path}: {RECORD_SET} is not read from a file in its folder; run"
+            f"{folder / CROISSANT_NAME}: {RECORD_SET} is not read from a file in its folder; run"
             " generate_croissant.py again"
         )
-    for node in files:
-        path = inside(json_path.parent, str(node.content_url))
-        if not path.is_file():
-            raise DatasetError(f"{path}: no such file, but {json_path} describes it")
-        with path.open("rb") as handle:
-            found = hashlib.file_digest(handle, "sha256").hexdigest()
-        if found != str(node.sha256).lower():
-            raise DatasetError(
-                f"{path}: changed after {json_path} was written (sha256 is {found}, expected"
-                f" {node.sha256}); run generate_croissant.py again"
-            )
-
-
-def read_records(dataset: mlc.Dataset, json_path: Path) -> pd.DataFrame:
-    """Read all candidates through mlcroissant; raise DatasetError where it cannot."""
-    texts: dict[str, list[str]] = {"jid": [], "image_filename": []}
-    numbers = {c: array("d") for c in ("id", "x", "y", *FEATURE_COLUMNS, "match", "label")}
-    try:
-        for record in progress(dataset.records(RECORD_SET), "records"):
-            for column, cells in texts.items():
-                cells.append(sys.intern(record[f"{RECORD_SET}/{column}"].decode()))
-            for column, cells in numbers.items():
-                cell = record[f"{RECORD_SET}/{column}"]
-                cells.append(math.nan if cell is None else cell)
-    except MLCROISSANT_ERRORS as error:
+    path = inside(folder, str(files[0].content_url))
+    if not path.is_file():
+        raise DatasetError(f"{path}: no such file, but {CROISSANT_NAME} describes it")
+    with path.open("rb") as handle:
+        found = hashlib.file_digest(handle, "sha256").hexdigest()
+    if found != str(files[0].sha256).lower():
         raise DatasetError(
-            f"{json_path}: mlcroissant cannot read its records ({one_line(error)}); run"
-            " generate_croissant.py again"
-        ) from error
-    columns = {column: pd.Series(cells, dtype=str) for column, cells in texts.items()}
-    return pd.DataFrame(columns | {column: np.array(cells) for column, cells in numbers.items()})
+            f"{path}: changed after {CROISSANT_NAME} was written (sha256 is {found}, expected"
+            f" {files[0].sha256}); run generate_croissant.py again"
+        )
+    return files[0].id, path
 
 
-def read_candidates(dataset_dir: Path) -> pd.DataFrame:
-    """Read the candidates of a dataset, for a training of your own.
+def choose_evenly(jobs: pd.Series, count: int, seed: int) -> np.ndarray:
+    """Choose `count` candidates at random, as many of each job as it has; return a mask (N,)."""
+    shuffled = jobs.sample(frac=1, random_state=seed)
+    rank_in_job = shuffled.groupby(shuffled).cumcount().sort_values(kind="stable")
+    return jobs.index.isin(rank_in_job.index[:count])
+
+
+def read_part(json_path: Path, file_id: str, text: str) -> pd.DataFrame:
+    """Read candidates through mlcroissant from a part of the index: its header and some rows."""
+    logging.getLogger("absl").setLevel(logging.ERROR)  # this may be another process
+    with tempfile.TemporaryDirectory() as folder:
+        part = Path(folder) / "part.csv"
+        part.write_text(text, encoding="utf-8", newline="")
+        dataset = mlc.Dataset(json_path, mapping={file_id: part})
+        (node,) = (node for node in dataset.metadata.distribution if node.id == file_id)
+        node.sha256 = hashlib.sha256(part.read_bytes()).hexdigest()  # mlcroissant verifies it
+        records = pd.DataFrame(dataset.records(RECORD_SET), columns=list(FIELDS))
+    records = records.rename(columns=FIELDS)
+    texts = {column: records[column].map(bytes.decode) for column in TEXT_COLUMNS}
+    return records.astype(dict.fromkeys(NUMBER_COLUMNS, float)).assign(**texts)
+
+
+def read_records(
+    json_path: Path, file_id: str, index_path: Path, wanted: int | None, seed: int
+) -> pd.DataFrame:
+    """Read all candidates, or so many of them, through mlcroissant.
 
     Returns
     -------
     pandas.DataFrame
-        A row a candidate, in the order of the index: `jid` and `image_filename` are text; `id`,
-        `x`, `y` (pixels), FEATURE_COLUMNS, `match` and `label` (1 real, 0 bogus) are float64, NaN
-        where the index has no value.
-
-    Raises
-    ------
-    DatasetError
-        The description or the index is missing, invalid or changed, or leads out of the folder.
+        One row per candidate, in the order of the index. TEXT_COLUMNS are text, NUMBER_COLUMNS
+        float64, NaN where the index has no value.
     """
-    json_path = dataset_dir / CROISSANT_NAME
-    dataset = load_description(json_path)
-    check_files(dataset, json_path)
-    return read_records(dataset, json_path)
+    try:
+        jobs = pd.read_csv(index_path, usecols=["jid"], dtype=str)["jid"]
+        count = len(jobs) if wanted is None else min(wanted, len(jobs))
+        skipped = np.flatnonzero(~choose_evenly(jobs, count, seed)) + 1 if count < len(jobs) else []
+        parts = max(1, math.ceil(count / PART_ROWS))
+        size = max(1, math.ceil(count / parts))
+        text = {"dtype": str, "keep_default_na": False}  # cells as they are
+        rows = pd.read_csv(index_path, skiprows=skipped, chunksize=size, **text)
+        texts = (chunk.to_csv(index=False) for chunk in rows)
+        read = partial(read_part, json_path, file_id)
+        if parts == 1:
+            return read(next(texts))
+        ignore = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
+        with ProcessPoolExecutor(min(parts, count_cpus()), **ignore) as pool:
+            return pd.concat(progress(pool.map(read, texts), "index", parts), ignore_index=True)
+    except Exception as error:  # mlcroissant raises anything
+        raise DatasetError(
+            f"{json_path}: mlcroissant cannot read its records ({one_line(error)}); run"
+            " generate_croissant.py again"
+        ) from error
 
 
-def refuse(candidates: pd.DataFrame, wrong: np.ndarray, reason: str) -> None:
-    """Raise DatasetError where candidates are wrong, for a reason that is a template of columns."""
-    template = f"candidate {{id:.15g}} of {{jid}}: {reason}; run create_dataset.py again"
-    rows = candidates[wrong]
-    problems = [template.format(**row) for row in rows[:MAX_PROBLEMS].to_dict("records")]
-    raise_problems(problems, len(rows))
+def raise_file_limit(count: int) -> None:
+    """Allow this process to have `count` tensors mapped, each of which is an open file."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    needed = count + 256  # for everything else
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        if 0 <= soft < needed:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    except (ValueError, OSError) as error:
+        raise DatasetError(
+            f"{count:,} tensors are needed at once, but only {hard:,} files may be open; have the"
+            " limit raised (ulimit -Hn), or split the dataset"
+        ) from error
 
 
-def open_tensor(path: Path) -> TensorFile:
-    """Read the header of a tensor; raise DatasetError where it is no whole float32 (H, W, 4)."""
+def measure_memory() -> int:
+    """Return how much memory this process may fill, bytes: the machine's or its control group's."""
+    if not hasattr(os, "sysconf"):  # Windows does not say
+        return 2**33
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    groups = Path("/proc/self/cgroup")
+    for line in groups.read_text().splitlines() if groups.exists() else ():
+        _, controller, group = line.split(":", 2)
+        folder = Path("/sys/fs/cgroup", controller, group.lstrip("/"))
+        for parent in (folder, *folder.parents):
+            for limit in ("memory.max", "memory.limit_in_bytes"):
+                with suppress(OSError, ValueError):  # there is none, or it is "max"
+                    memory = min(memory, int((parent / limit).read_text()))
+    return memory
+
+
+def open_tensor(path: Path) -> np.memmap:
+    """Map a tensor, float32 (H, W, 4); raise DatasetError if it is not one, or not whole."""
     if not path.is_file():
         raise DatasetError(f"{path}: not a readable tensor: there is no such file")
     try:
         with np.errstate(over="ignore"):  # of a shape that cannot be
             tensor = np.lib.format.open_memmap(path, mode="r")
-    except NPY_ERRORS as error:
+    except Exception as error:  # numpy raises anything on a damaged header
         raise DatasetError(f"{path}: not a readable tensor: {one_line(error)}") from error
     is_image = tensor.shape[2:] == (len(CHANNEL_NAMES),) and tensor.flags.c_contiguous
     if tensor.dtype != np.dtype("<f4") or not is_image:
@@ -297,48 +325,18 @@ def open_tensor(path: Path) -> TensorFile:
         )
     if tensor.offset + tensor.nbytes != path.stat().st_size:
         raise DatasetError(f"{path}: longer than its header says; run create_dataset.py again")
-    return TensorFile(path, *tensor.shape[:2], tensor.offset)
-
-
-def read_cutout(
-    handle: BinaryIO, file: TensorFile, position: np.ndarray, square: np.ndarray
-) -> None:
-    """Read the square around a position, x and y, into float32 (64, 64, 4), from an open tensor.
-
-    Its [32, 32] becomes the nearest pixel, where pixel i spans [i - 0.5, i + 0.5); what is off the
-    image stays as it is. Read row by row: of a mapped tensor, each row of a large image would cost
-    a page fault and the mapping of pages around it, which takes 2.5 times as long.
-    """
-    left, top = (math.floor(value + 0.5) - CUTOUT_PX // 2 for value in position)
-    first, start = max(left, 0), max(top, 0)
-    end, last = max(file.height - top, 0), max(file.width - left, 0)
-    part = square[start - top : end, first - left : last]
-    offset = file.offset + (start * file.width + first) * PIXEL_BYTES
-    count = 0
-    for line in part:
-        handle.seek(offset)
-        count += handle.readinto(line)
-        offset += file.width * PIXEL_BYTES
-    if count != part.nbytes:
-        raise DatasetError(f"{file.path}: became shorter while it was in use")
+    return tensor
 
 
 def transform_features(candidates: pd.DataFrame) -> np.ndarray:
-    """Make the features comparable: signed logarithm of peak and flux, a flag for no magnitude.
+    """Return the features, float64 (N, 10), NaN where there is no value.
 
-    Parameters
-    ----------
-    candidates : pandas.DataFrame
-        With FEATURE_COLUMNS; NaN or infinite is no value.
-
-    Returns
-    -------
-    numpy.ndarray
-        float64 (N, 10), NaN is no value; the last column is 1 where `mag` has none.
+    `peak` and `flux` span five decades and both signs, so they become signed logarithms. The last
+    column is 1 where `mag` has no value.
     """
     values = candidates[list(FEATURE_COLUMNS)].astype(float)
-    values = values.where(np.isfinite(values)).clip(-LARGEST, LARGEST)
-    for name in LOG_COLUMNS:
+    values = values.where(np.isfinite(values)).clip(-1e30, 1e30)  # squares of larger ones overflow
+    for name in ("peak", "flux"):
         values[name] = np.sign(values[name]) * np.log1p(values[name].abs())
     return values.assign(no_mag=values["mag"].isna()).to_numpy(float)
 
@@ -348,58 +346,55 @@ def fit_scaling(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     columns = pd.DataFrame(values)
     low, center, high = columns.quantile((0.25, 0.5, 0.75)).to_numpy()
     spread = np.where(high > low, high - low, columns.std(ddof=0))
-    constant = ~(columns.max() > columns.min())  # also where there is no value; std is not quite 0
+    constant = ~(columns.max() > columns.min())  # also without values; std is not quite 0
     return np.nan_to_num(center), np.where(constant, 1.0, spread)
 
 
 def scale_features(values: np.ndarray, center: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Scale transformed features to median 0 and range 1, float32; what has no value becomes 0."""
-    scaled = np.nan_to_num((values - center) / scale)
-    return np.clip(scaled, -FEATURE_LIMIT, FEATURE_LIMIT).astype(np.float32)
+    """Scale transformed features to median 0 and range 1, float32; no value becomes 0."""
+    return np.clip(np.nan_to_num((values - center) / scale), -8, 8).astype(np.float32)
 
 
-class CutoutDataset(Dataset):
-    """Cutouts, features and labels of candidates; cutouts are read when they are asked for.
+class CutoutDataset:
+    """Cutouts, features and labels of candidates; a cutout is a slice of a mapped tensor.
 
-    `dataset[i]` is one candidate: cutout float32 (4, 64, 64) in [0, 1] and 0 off the image,
-    features float32 (10,), label float32 (). `dataset[[i, j, ...]]` is a batch of them, which is
-    faster, and which a DataLoader makes use of.
+    `dataset[rows]` is a batch of N candidates: cutouts float32 (N, 4, 64, 64), channels last, in
+    [0, 1] and 0 off the image, features float32 (N, 10), labels float32 (N,).
 
     Parameters
     ----------
     dataset_dir : Path
         Folder that the image paths of the candidates are relative to.
     candidates : pandas.DataFrame
-        As `read_candidates` returns it. Features are NaN where it is, until `fit_features`.
+        As `read_records` returns it. Features are NaN where it is, until `fit_features`.
 
     Raises
     ------
     DatasetError
-        A tensor is missing, damaged or outside the folder; later, where a pixel is not in [0, 1].
+        A tensor is missing, damaged or outside the folder; later, if a pixel is not in [0, 1].
     """
 
     def __init__(self, dataset_dir: Path, candidates: pd.DataFrame) -> None:
         self.candidates = candidates
-        self.positions = candidates[["x", "y"]].to_numpy()
+        # Pixel i spans [i - 0.5, i + 0.5). Positions that are no numbers are refused later.
+        nearest = np.floor(np.nan_to_num(candidates[["x", "y"]].to_numpy()) + 0.5)
+        self.corners = nearest.clip(-1e9, 1e9).astype(int) - CUTOUT_PX // 2
         self.values = transform_features(candidates)
         self.features = torch.from_numpy(self.values)
         self.labels = torch.from_numpy(candidates["label"].to_numpy(np.float32))
-        self.file_of, names = pd.factorize(candidates["image_filename"])
-        self.files: list[TensorFile] = []
+        self.tensor_of, self.names = pd.factorize(candidates["image_filename"])
+        self.tensors: list[np.memmap] = []
+        raise_file_limit(len(self.names))
         problems = []
-        for name in progress(names, "tensors"):
+        for name in progress(self.names, "tensors"):
             try:
-                self.files.append(open_tensor(inside(dataset_dir, name)))
+                self.tensors.append(open_tensor(inside(dataset_dir, name)))
             except DatasetError as error:
                 problems.append(str(error))
         raise_problems(problems, len(problems))
 
-    def rows_of(self, split: str) -> np.ndarray:
-        """Return the rows whose column `split` is so."""
-        return np.flatnonzero(self.candidates["split"] == split)
-
     def fit_features(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Scale the features as those of some rows, the training split, ask for."""
+        """Scale the features by the median and range of some rows, the training split."""
         scaling = fit_scaling(self.values[rows])
         self.features = torch.from_numpy(scale_features(self.values, *scaling))
         return scaling
@@ -408,165 +403,234 @@ class CutoutDataset(Dataset):
         """Return the number of candidates."""
         return len(self.labels)
 
-    def __getitem__(self, index: int | Sequence[int]) -> Batch:
-        """Return a candidate, or a batch whose cutouts are (N, 4, 64, 64), channels last."""
-        if np.ndim(index) == 0:
-            return tuple(values[0] for values in self[[index]])
-        rows = np.asarray(index)
-        squares = self.read_cutouts(rows)
+    def __getitem__(self, rows: np.ndarray) -> Batch:
+        """Return a batch of candidates."""
+        squares = np.zeros((len(rows), CUTOUT_PX, CUTOUT_PX, len(CHANNEL_NAMES)), np.float32)
+        for square, row in zip(squares, rows, strict=True):
+            left, top = self.corners[row]
+            first, start = max(left, 0), max(top, 0)
+            tensor = self.tensors[self.tensor_of[row]]
+            part = tensor[start : top + CUTOUT_PX, first : left + CUTOUT_PX]
+            height, width, _ = part.shape
+            square[start - top :, first - left :][:height, :width] = part
         if not (squares.min(initial=0) >= 0 and squares.max(initial=0) <= 1):  # NaN fails both
-            wrong = rows[~((squares >= 0) & (squares <= 1)).all(axis=(1, 2, 3))]
-            paths = [self.files[number].path for number in np.unique(self.file_of[wrong])]
-            reason = "a pixel is not in [0, 1]; remove it and run create_dataset.py"
-            raise_problems([f"{path}: {reason}" for path in paths], len(paths))
+            wrong = ~((squares >= 0) & (squares <= 1)).all(axis=(1, 2, 3))
+            names = self.names[np.unique(self.tensor_of[rows][wrong])]
+            reason = "a pixel is not in [0, 1]; remove it and run create_dataset.py again"
+            raise_problems([f"{name}: {reason}" for name in names], len(names))
         return torch.from_numpy(squares).permute(0, 3, 1, 2), self.features[rows], self.labels[rows]
 
-    def read_cutouts(self, rows: np.ndarray) -> np.ndarray:
-        """Read the cutouts of candidates, float32 (N, 64, 64, 4), tensor by tensor."""
-        squares = np.zeros((len(rows), CUTOUT_PX, CUTOUT_PX, len(CHANNEL_NAMES)), np.float32)
-        for number in np.unique(self.file_of[rows]):
-            file = self.files[number]
-            with file.path.open("rb", buffering=0) as handle:
-                if hasattr(os, "posix_fadvise"):  # what lies between the cutouts is not to be read
-                    os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
-                for i in np.flatnonzero(self.file_of[rows] == number):
-                    read_cutout(handle, file, self.positions[rows[i]], squares[i])
-        return squares
+    def shuffle(self, rows: np.ndarray, seed: Sequence[int]) -> np.ndarray:
+        """Return rows in random order, such that the tensors needed at a time fit the memory.
 
-    def __getitems__(self, indices: list[int]) -> list[Batch]:
-        """Return candidates one by one, read as a batch: what a DataLoader asks for."""
-        return list(zip(*self[indices], strict=True))
+        Tensors come in random order, in blocks, and candidates are shuffled within their block. If
+        all tensors fit, that is one block.
+        """
+        rng = np.random.default_rng(seed)
+        tensors = rng.permutation(np.unique(self.tensor_of[rows]))
+        block = np.zeros(len(self.tensors))
+        sizes = np.cumsum([self.tensors[tensor].nbytes for tensor in tensors])
+        block[tensors] = sizes // (MEMORY_SHARE * measure_memory())
+        rows = rng.permutation(rows)
+        return rows[np.argsort(block[self.tensor_of[rows]], kind="stable")]
+
+    def advise(self, rows: np.ndarray) -> None:
+        """Have the kernel read the rows of pixels that cutouts cross."""
+        for tensor, top in zip(self.tensor_of[rows], self.corners[rows, 1], strict=True):
+            mapped, row_bytes = self.tensors[tensor].base, self.tensors[tensor].strides[0]
+            start = max(top, 0) * row_bytes // mmap.PAGESIZE * mmap.PAGESIZE
+            end = min(start + CUTOUT_PX * row_bytes, len(mapped))
+            for place in range(start, end, 2**19):  # of more per call, the kernel reads only a part
+                mapped.madvise(mmap.MADV_WILLNEED, place, min(2**19, end - place))
+
+    def load(self, batches: list[np.ndarray]) -> Iterator[Batch]:
+        """Yield batches; a thread reads the next one while this one is used."""
+
+        def read(number: int) -> Batch:
+            if hasattr(mmap, "MADV_WILLNEED"):
+                for rows in batches[number + BATCHES_AHEAD :][:1]:
+                    self.advise(rows)
+            return self[batches[number]]
+
+        with ThreadPoolExecutor(1) as pool:
+            coming = pool.submit(read, 0)
+            for number in range(1, len(batches)):
+                batch, coming = coming.result(), pool.submit(read, number)
+                yield batch
+            yield coming.result()
 
 
-@contextmanager
-def holds(claim: str, failures: list[str], go_on: bool = False) -> Iterator[None]:
-    """Print whether what the block checks holds; end there, or go on, where it does not."""
-    try:
-        yield
-    except (DatasetError, OSError) as error:
-        print(f"  no    {claim}", flush=True)
-        failures.append(str(error))
-        if not go_on:
-            raise DatasetError("\n".join(failures)) from error
-    else:
-        print(f"  yes   {claim}", flush=True)
+def divide(rows: np.ndarray, size: int) -> list[np.ndarray]:
+    """Divide rows into batches of `size` or little more, so that none is much smaller."""
+    return np.array_split(rows, max(1, len(rows) // size))
 
 
-def examine(args: argparse.Namespace) -> CutoutDataset:
-    """Print what holds of a dataset; raise DatasetError with a line for all that does not."""
-    json_path = args.dataset_dir / CROISSANT_NAME
-    failures: list[str] = []
-    print(args.dataset_dir)
-    with holds("croissant.json is valid Croissant", failures):
-        description = load_description(json_path)
-    with holds("the index is in the folder and as described (SHA-256)", failures):
-        check_files(description, json_path)
-    with holds("mlcroissant reads every record", failures):
-        candidates = read_records(description, json_path)
+def list_checks(dataset: CutoutDataset) -> list[tuple[str, pd.Series, str]]:
+    """Return claims about the candidates, which of them break it, and what to say of those."""
+    candidates = dataset.candidates
     match, label = candidates["match"], candidates["label"]
-    with holds("labels are 0 or 1, and 1 just where match is not -1", failures, go_on=True):
-        wrong = match.isna() | (label != (match != -1))
-        refuse(candidates, wrong, "label {label:g}, match {match:g}")
-    with holds("both classes occur", failures, go_on=True):
-        real, total = (label == 1).sum(), len(label)
-        if real in (0, total):
-            raise DatasetError(f"{real} of {total} candidates are real; both classes are needed")
-    with holds("candidates occur once, and have their job's tensor", failures, go_on=True):
-        refuse(candidates, candidates.duplicated(["jid", "id"]) & candidates["id"].notna(), "twice")
-        named = "images/" + candidates["jid"] + ".npy"
-        refuse(candidates, candidates["image_filename"] != named, "image is {image_filename}")
-    with holds("tensors are in the folder, whole, and float32 (H, W, 4)", failures):
-        dataset = CutoutDataset(args.dataset_dir, candidates)
-    with holds("positions are on their image", failures):
-        nearest = np.floor(dataset.positions + 0.5)
-        sizes = [(file.width, file.height) for file in dataset.files]
-        ends = np.array(sizes, dtype=int).reshape(-1, 2)[dataset.file_of]
-        wrong = ~((nearest >= 0) & (nearest < ends)).all(axis=1)
-        refuse(candidates, wrong, "position ({x:g}, {y:g}) is not on its image")
-    if args.max_candidates is not None:
-        dataset = CutoutDataset(args.dataset_dir, thin(candidates, args.max_candidates, args.seed))
-    total, checked = len(dataset), min(len(dataset), CHECKED_CUTOUTS)
-    with holds(f"cutouts are finite and in [0, 1] ({checked:,} of {total:,} read)", failures):
-        for rows in batches_of(np.linspace(0, total - 1, checked).astype(int), BATCH_SIZE):
-            dataset[rows]
-    if failures:
-        raise DatasetError("\n".join(failures))
-    return dataset
+    sizes = np.array([tensor.shape[1::-1] for tensor in dataset.tensors], int).reshape(-1, 2)
+    nearest = np.floor(candidates[["x", "y"]] + 0.5)
+    checks = {
+        "labels are 0 or 1, and 1 just where match is not -1": (
+            match.isna() | (label != (match != -1)),
+            "label {label:g}, match {match:g}",
+        ),
+        "candidates occur once": (
+            candidates.duplicated(["jid", "id"]) & candidates["id"].notna(),
+            "twice",
+        ),
+        "candidates have their job's tensor": (
+            candidates["image_filename"] != "images/" + candidates["jid"] + ".npy",
+            "image is {image_filename}",
+        ),
+        "positions are on their image": (
+            ~((nearest >= 0) & (nearest < sizes[dataset.tensor_of])).all(axis=1),
+            "position ({x:g}, {y:g}) is not on its image",
+        ),
+    }
+    return [(claim, *check) for claim, check in checks.items()]
 
 
-def batches_of(rows: np.ndarray, size: int) -> list[np.ndarray]:
-    """Divide rows into batches of so many; the last may have fewer."""
-    return np.array_split(rows, range(size, len(rows), size))
+def refuse(wrong: pd.DataFrame, reason: str) -> None:
+    """Raise DatasetError if there are wrong candidates; the reason is a template of columns."""
+    template = f"candidate {{id:.15g}} of {{jid}}: {reason}; run create_dataset.py again"
+    named = [template.format(**row) for row in wrong[:MAX_PROBLEMS].to_dict("records")]
+    raise_problems(named, len(wrong))
 
 
-def thin(candidates: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
-    """Keep no more than so many candidates, at random, as many of each job as it has."""
-    shuffled = candidates.sample(frac=1, random_state=seed)
-    rank_in_job = shuffled.groupby("jid").cumcount().sort_values(kind="stable")
-    return candidates.loc[np.sort(rank_in_job.index[:count])].reset_index(drop=True)
+def check_cutouts(dataset: CutoutDataset, rows: np.ndarray) -> None:
+    """Read cutouts, which refuses pixels that are not in [0, 1]."""
+    for batch in divide(rows, BATCH_SIZE):
+        dataset[batch]
 
 
-def deal_out(units: pd.Series | pd.Index, labels: np.ndarray, seed: int) -> np.ndarray | None:
-    """Deal units of candidates, such as jobs, out to SPLITS; return the split of each candidate.
+def check_copies(dataset: CutoutDataset, split: np.ndarray) -> None:
+    """Raise DatasetError if two splits share candidates, as they do if a job was copied.
 
-    Units with both classes, with real and with bogus candidates alone are dealt out apart, in
-    random order, so that each split gets its share of each. Where one lacks a class then, those of
-    one class are dealt out after those of both; None where that does not help either.
+    Cutouts are compared only if the features are equal, which without copies is rare.
+    """
+    features = list(FEATURE_COLUMNS)
+    alike = np.flatnonzero(dataset.candidates.duplicated(features, keep=False))
+    squares = (square for batch in divide(alike, BATCH_SIZE) for square in dataset[batch][0])
+    digests = [hashlib.sha256(square.numpy().tobytes()).digest() for square in squares]
+    table = dataset.candidates.iloc[alike].assign(split=split[alike], digest=digests)
+    table["place"] = table["jid"] + " (" + table["split"] + ")"
+    groups = table.groupby(table.groupby([*features, "digest"], dropna=False).ngroup())
+    places = groups["place"].unique()[groups["split"].nunique() > 1]
+    problems = [
+        f"{place}: {count:,} candidates have the same cutout and features; remove the copies"
+        for place, count in places.map(" and ".join).value_counts().items()
+    ]
+    raise_problems(problems, len(problems))
+
+
+def find_notes(dataset: CutoutDataset, test: np.ndarray) -> Iterator[str]:
+    """Yield what is odd about the features and the jobs, though it need not be wrong."""
+    values = dataset.candidates[list(FEATURE_COLUMNS)].replace([np.inf, -np.inf], np.nan)
+    real, bogus = (values[test & (dataset.labels.numpy() == label)] for label in (1, 0))
+    above = real.fillna(-np.inf).min() > bogus.fillna(-np.inf).max()
+    below = real.fillna(np.inf).max() < bogus.fillna(np.inf).min()
+    for column in FEATURE_COLUMNS:
+        if values[column].isna().all():
+            yield f"column {column} has no value"
+        elif min(len(real), len(bogus)) >= MIN_EACH and (above[column] or below[column]):
+            yield f"column {column} alone ranks the test candidates perfectly"
+    shares = dataset.candidates["jid"].value_counts(normalize=True)
+    if len(shares) > 1 and shares.iloc[0] > 0.5:
+        yield f"job {shares.index[0]} has {shares.iloc[0]:.0%} of the candidates"
+
+
+def assign_splits(units: pd.Series, labels: pd.Series, seed: int) -> np.ndarray | None:
+    """Assign units of candidates, such as jobs, to SPLITS; return the split of each candidate.
+
+    Units with and without real candidates are dealt out apart, in random order but those with both
+    classes first, so that each split gets its share. None if a split lacks a class all the same.
     """
     unit_of, names = pd.factorize(units)
-    sizes, real = np.bincount(unit_of), np.bincount(unit_of, weights=labels)
-    kinds = np.where(real == 0, 0, np.where(real == sizes, 1, BOTH))
+    has_real, has_bogus = (np.bincount(unit_of, labels == kind) > 0 for kind in (1, 0))
     order = np.random.default_rng(seed).permutation(len(names))
-    order = order[np.argsort(-kinds[order], kind="stable")]
-    split = np.empty(len(names), dtype=int)
-    for joined in (BOTH, 1, 0):
-        groups = np.where(kinds == joined, BOTH, kinds)[order]
-        for group in np.unique(groups):
-            members = order[groups == group]
-            split[members] = np.resize(DEAL, len(members))
-        parts = [labels[split[unit_of] == number] for number in range(len(SPLITS))]
-        if all(0 < part.sum() < len(part) for part in parts):
-            return np.array(SPLITS)[split[unit_of]]
-    return None
+    order = order[np.argsort(~(has_real & has_bogus)[order], kind="stable")]
+    split = np.empty(len(names), int)
+    for group in (order[has_real[order]], order[~has_real[order]]):
+        split[group] = np.resize(TURNS, len(group))
+    split = np.array(SPLITS)[split[unit_of]]
+    classes = labels.groupby(split).nunique()
+    return split if (classes == 2).sum() == len(SPLITS) else None
 
 
 def split_candidates(candidates: pd.DataFrame, seed: int) -> np.ndarray:
-    """Split candidates into training, validation and test ones, each with both classes.
+    """Return the split of each candidate, str (N,), so that each has real and bogus ones.
 
-    Jobs are kept together. Where there are too few of them, a warning is logged, and candidates
-    are split instead: a network then knows the sky, the PSF and the flaws that it is judged on.
-
-    Returns
-    -------
-    numpy.ndarray
-        str (N,), one of SPLITS for each candidate.
-
-    Raises
-    ------
-    DatasetError
-        Fewer than three candidates are real, or are bogus.
+    Jobs are kept together. If there are too few for that, a warning is logged, and candidates are
+    split instead; DatasetError if there are too few of them as well.
     """
-    labels = candidates["label"].to_numpy()
-    split = deal_out(candidates["jid"], labels, seed)
-    if split is None:
-        LOG.warning(
-            "too few jobs hold real and bogus candidates to split by job: candidates of one job"
-            " are trained on and judged, which flatters; add jobs or raise --max_candidates"
-        )
-        split = deal_out(candidates.index, labels, seed)
-    if split is None:
-        raise DatasetError(
-            f"{labels.sum():.0f} of {len(labels)} candidates are real; training, validation and"
-            " test need a real and a bogus one each: add jobs or raise --max_candidates"
-        )
-    return split
+    label = candidates["label"]
+    if (split := assign_splits(candidates["jid"], label, seed)) is not None:
+        return split
+    LOG.warning(
+        "too few jobs hold real and bogus candidates to split by job: the network is trained and"
+        " tested on candidates of the same job, whose sky, PSF and flaws it then knows, which"
+        " flatters it; add jobs or raise --max_candidates"
+    )
+    if (split := assign_splits(candidates.index.to_series(), label, seed)) is not None:
+        return split
+    raise DatasetError(
+        f"{(label == 1).sum()} of {len(label)} candidates are real; training, validation and test"
+        " need a real and a bogus one each: add jobs or raise --max_candidates"
+    )
 
 
-def tower(channels: int, size: int, block: int, widths: Sequence[int]) -> nn.Sequential:
+def confirm(claim: str, check: Callable, *arguments: object) -> object:
+    """Print whether a claim holds, which a check refutes by an error; return the check's result."""
+    try:
+        result = check(*arguments)
+    except (DatasetError, OSError):
+        print(f"  no    {claim}", flush=True)
+        raise
+    print(f"  yes   {claim}", flush=True)
+    return result
+
+
+def examine(settings: Settings) -> tuple[CutoutDataset, np.ndarray]:
+    """Print what holds of a dataset; return it and its split, str (N,).
+
+    Raises DatasetError if something does not hold; of the candidates, it names all that does not.
+    """
+    folder, wanted, seed = settings.dataset_dir, settings.max_candidates, settings.seed
+    json_path = folder / CROISSANT_NAME
+    print(folder)
+    metadata = confirm("croissant.json is valid Croissant", load_description, json_path)
+    claim = "the index is in the folder and as described (SHA-256)"
+    index = confirm(claim, find_index, metadata, folder)
+    claim = f"mlcroissant reads {'every record' if wanted is None else f'{wanted:,} records'}"
+    candidates = confirm(claim, read_records, json_path, *index, wanted, seed)
+    claim = "tensors are in the folder, whole, and float32 (H, W, 4)"
+    dataset = confirm(claim, CutoutDataset, folder, candidates)
+    failures = []
+    for claim, wrong, reason in list_checks(dataset):
+        try:
+            confirm(claim, refuse, candidates[wrong], reason)
+        except DatasetError as error:
+            failures.append(str(error))
+    if failures:
+        raise DatasetError("\n".join(failures))
+    claim = "both classes occur, often enough for every split"
+    split = confirm(claim, split_candidates, candidates, seed)
+    rows = np.linspace(0, len(dataset) - 1, min(len(dataset), CHECKED_CUTOUTS)).astype(int)
+    claim = f"cutouts are finite and in [0, 1] ({len(rows):,} of {len(dataset):,} read)"
+    confirm(claim, check_cutouts, dataset, rows)
+    confirm("no candidate is in two splits, under two names", check_copies, dataset, split)
+    for note in find_notes(dataset, split == "test"):
+        print(f"  note  {note}", flush=True)
+    return dataset, split
+
+
+def conv_branch(channels: int, size: int, block: int, widths: Sequence[int]) -> nn.Sequential:
     """Make layers that turn (N, channels, size, size) into (N, 32).
 
     Blocks of pixels become channels, then convolutions alternate with pooling. The maps are
-    flattened, not averaged, because where a source lies matters, and are reduced to 32 values, or
+    flattened, not averaged, because it matters where a source lies, and reduced to 32 values, or
     they would drown the features.
     """
     layers: list[nn.Module] = [nn.PixelUnshuffle(block)] if block > 1 else []
@@ -588,8 +652,8 @@ class RealBogusNetwork(nn.Module):
 
     def __init__(self, feature_count: int = len(FEATURE_COLUMNS) + 1) -> None:
         super().__init__()
-        self.inner = tower(len(CHANNEL_NAMES), INNER_PX, block=1, widths=(32, 64))
-        self.whole = tower(len(CHANNEL_NAMES), CUTOUT_PX, block=4, widths=(32, 64))
+        self.inner = conv_branch(len(CHANNEL_NAMES), INNER_PX, block=1, widths=(32, 64))
+        self.whole = conv_branch(len(CHANNEL_NAMES), CUTOUT_PX, block=4, widths=(32, 64))
         self.features = nn.Sequential(
             nn.Linear(feature_count, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU()
         )
@@ -606,110 +670,64 @@ class RealBogusNetwork(nn.Module):
         kind, dtype = cutouts.device.type, cutouts.dtype
         with torch.autocast(kind, dtype, enabled=dtype != torch.float32):
             inner = self.inner(cutouts[:, :, edge:-edge, edge:-edge])
-            looks = (inner, self.whole(cutouts), self.features(features))
-        return self.head(torch.cat(looks, dim=1).float()).squeeze(1)  # bfloat16 would make ties
+            branches = (inner, self.whole(cutouts), self.features(features))
+        return self.head(torch.cat(branches, dim=1).float()).squeeze(1)  # bfloat16 makes ties
 
 
-def pick_device(name: str) -> tuple[torch.device, torch.dtype]:
+@dataclass(frozen=True)
+class Backend:
+    """What this process computes on, and its place among those that torchrun started, if any."""
+
+    device: torch.device
+    dtype: torch.dtype  # of the convolutions
+    rank: int = 0
+    processes: int = 1
+
+    def share(self, rows: np.ndarray) -> np.ndarray:
+        """Return this process's share of a batch."""
+        return rows[self.rank :: self.processes]
+
+    def put(self, cutouts: torch.Tensor, *others: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Yield the parts of a batch on the device."""
+        yield cutouts.to(self.device, self.dtype)
+        yield from (values.to(self.device) for values in others)
+
+    def add_up(self, values: torch.Tensor) -> torch.Tensor:
+        """Add up the values of all processes, in place."""
+        if self.processes > 1:
+            distributed.all_reduce(values)
+        return values
+
+
+def pick_backend(name: str) -> Backend:
     """Return the device of a name, and the type that it computes convolutions fastest in.
 
-    That is bfloat16 where there are instructions for it: without them it is slower than float32.
-    On the CPU, PyTorch is then left one thread in this process.
+    That is bfloat16 if there are instructions for it: without them it is slower than float32.
     """
-    rank = int(os.environ.get("LOCAL_RANK", 0))
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # on this machine: all choose alike
-    there = {"cuda": torch.cuda.device_count() >= processes}
-    there |= {"mps": torch.backends.mps.is_available(), "cpu": True}
+    available = {"cuda": torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", 1))}
+    available |= {"mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        name = next(kind for kind in there if there[kind])
-    if not there[name]:
+        name = "cuda" if available["cuda"] else "cpu"
+    if not available[name]:
         raise DatasetError(f"--device {name}: there is none here; auto takes what there is")
+    fast = False
     if name == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        fast = name == "cpu" and getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16")
-    if name == "cpu" and fast:  # threads that wait for each other lose more than a second one wins
-        torch.set_num_threads(1)
-    device = torch.device(f"cuda:{rank}" if name == "cuda" else name)
-    return device, torch.bfloat16 if fast else torch.float32
-
-
-def summed(values: torch.Tensor, args: argparse.Namespace) -> torch.Tensor:
-    """Add up the values of all processes, in place."""
-    if args.processes > 1:
-        distributed.all_reduce(values)
-    return values
-
-
-def is_leader() -> bool:
-    """Return whether this process is the one that prints and writes."""
-    return not distributed.is_torchelastic_launched() or os.environ["RANK"] == "0"
-
-
-def join_processes(device: torch.device) -> tuple[int, int]:
-    """Join the processes that torchrun started; return the rank of this one and their number."""
-    if not distributed.is_torchelastic_launched():
-        return 0, 1
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    return distributed.get_rank(), distributed.get_world_size()
-
-
-def progress(steps: Iterable, text: str, total: int | None = None) -> Iterable:
-    """Show a progress bar on a terminal."""
-    shown = is_leader() and sys.stderr is not None
-    return tqdm(steps, text, total, leave=False, disable=None if shown else True)
-
-
-def share_out(rows: np.ndarray, args: argparse.Namespace) -> list[np.ndarray]:
-    """Divide rows into batches, and return this process's share of each."""
-    batches = batches_of(rows, args.batch_size)
-    return [batch[args.rank :: args.processes] for batch in batches]
-
-
-def keep_quiet(_: int) -> None:
-    """Print nothing in a worker: its errors go to the parent, all else is of an end by Ctrl-C."""
-    sys.excepthook = lambda *_: None
-
-
-def start_workers(loader: DataLoader) -> Iterator[Batch]:
-    """Start to read. Ctrl-C is held back meanwhile, and workers leave it to this process."""
-    came: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
-    try:
-        batches = iter(loader)
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if came:
-        raise KeyboardInterrupt
-    return batches
-
-
-def read_batches(
-    dataset: CutoutDataset, shares: list[np.ndarray], args: argparse.Namespace
-) -> Iterator[Batch]:
-    """Start to read batches, and return an iterator that puts them on the device."""
-    warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
-    loader = DataLoader(
-        dataset, None, sampler=shares, num_workers=args.workers, worker_init_fn=keep_quiet
-    )
-    return on_device(start_workers(loader), args)
-
-
-def on_device(batches: Iterator[Batch], args: argparse.Namespace) -> Iterator[Batch]:
-    """Yield batches on the device; raise DatasetError where a cutout cannot be read."""
-    try:
-        for cutouts, features, labels in batches:
-            cutouts = cutouts.to(args.device, args.dtype)
-            yield cutouts, features.to(args.device), labels.to(args.device)
-    except (DatasetError, OSError, RuntimeError) as error:
-        if args.workers == 0:
-            raise
-        *_, text = str(error).rpartition("Error: ")  # a traceback stands before it
-        raise DatasetError(text.strip()) from error
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    elif name == "cpu":
+        fast = getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16")
+        if count_cpus() <= 2:  # beside another program, two threads wait for each other for ever
+            torch.set_num_threads(1)
+    backend = Backend(torch.device(name), torch.bfloat16 if fast else torch.float32)
+    if distributed.is_torchelastic_launched():
+        distributed.init_process_group("nccl" if name.startswith("cuda") else "gloo")
+        ranks = {"rank": distributed.get_rank(), "processes": distributed.get_world_size()}
+        backend = replace(backend, **ranks)
+    return backend
 
 
 def augment(cutouts: torch.Tensor) -> torch.Tensor:
-    """Bring cutouts, (N, 4, 64, 64), into one of eight orientations each, by their random place."""
+    """Bring each of the cutouts (N, 4, 64, 64) into one of eight orientations, by its place."""
     turned = torch.empty_like(cutouts)
     for k in range(8):
         part = cutouts[k::8]
@@ -718,124 +736,33 @@ def augment(cutouts: torch.Tensor) -> torch.Tensor:
     return turned
 
 
-def read_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """Let a thread prepare the next batch while this one is trained on."""
-    with ThreadPoolExecutor(1) as pool:
-        following = pool.submit(next, batches, None)
-        while (batch := following.result()) is not None:
-            following = pool.submit(next, batches, None)
-            yield batch
-
-
-def train_epoch(
-    network: nn.Module,
-    batches: Iterable[Batch],
-    loss_function: nn.Module,
-    optimizer: Optimizer,
-    schedule: LRScheduler,
-    args: argparse.Namespace,
-) -> float:
-    """Train on each batch once and return the mean loss of a candidate."""
-    network.train()
-    total = torch.zeros(2, device=args.device)  # loss, candidates
-    for cutouts, features, labels in batches:
-        optimizer.zero_grad(set_to_none=True)
-        loss = loss_function(network(cutouts, features), labels)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        total += torch.stack([loss.detach() * len(labels), total.new_tensor(len(labels))])
-    loss, count = summed(total, args).tolist()
-    return loss / count
+def balanced_loss(logits: torch.Tensor, labels: torch.Tensor, odds: float) -> torch.Tensor:
+    """Return the cross-entropy in which real and bogus weigh the same, at `odds` bogus per real."""
+    weight = torch.tensor(odds, device=logits.device)
+    return nn.functional.binary_cross_entropy_with_logits(logits, labels, pos_weight=weight)
 
 
 @torch.inference_mode()
 def predict(
-    network: nn.Module, dataset: CutoutDataset, rows: np.ndarray, args: argparse.Namespace
+    network: nn.Module, dataset: CutoutDataset, rows: np.ndarray, size: int, backend: Backend
 ) -> torch.Tensor:
-    """Return the logits of candidates, float32 (N,), in all processes."""
+    """Return the logits of candidates, float32 (N,) on the CPU, in all processes."""
     network.eval()
-    logits = torch.zeros(len(rows), device=args.device)
-    places = share_out(np.arange(len(rows)), args)
-    batches = read_batches(dataset, [rows[place] for place in places], args)
-    for place, (cutouts, features, _) in zip(places, progress(batches, "judging"), strict=True):
+    logits = torch.zeros(len(rows), device=backend.device)
+    places = [backend.share(batch) for batch in divide(np.arange(len(rows)), size)]
+    batches = progress(dataset.load([rows[place] for place in places]), "predicting", len(places))
+    for place, batch in zip(places, batches, strict=True):
+        cutouts, features, _ = backend.put(*batch)
         logits[place] = network(cutouts, features)
-    return summed(logits, args)
+    return backend.add_up(logits).cpu()
 
 
-def equal_loss(labels: torch.Tensor) -> nn.BCEWithLogitsLoss:
-    """Make the loss in which both classes weigh the same, however rare one of them is."""
-    real = labels.sum()
-    return nn.BCEWithLogitsLoss(pos_weight=(len(labels) - real) / real)
-
-
-def learn(
-    network: nn.Module, dataset: CutoutDataset, args: argparse.Namespace
-) -> Iterator[dict[str, float]]:
-    """Train on the training split; yield after each epoch its figures on the validation split."""
-    rows, held_out = dataset.rows_of("train"), dataset.rows_of("validation")
-    labels = dataset.labels[held_out]
-    learner = nn.parallel.DistributedDataParallel(network) if args.processes > 1 else network
-    optimizer = AdamW(network.parameters(), weight_decay=WEIGHT_DECAY)
-    leftover = len(rows) % args.batch_size  # is dropped where batch norm could not use it
-    used = len(rows) - (leftover if leftover < 2 * args.processes else 0)
-    steps = math.ceil(used / args.batch_size)
-    schedule = OneCycleLR(optimizer, args.learning_rate, args.epochs * steps)
-    loss_function = equal_loss(dataset.labels[rows]).to(args.device)
-    for epoch in range(1, args.epochs + 1):
-        order = np.random.default_rng([args.seed, epoch]).permutation(rows)[:used]
-        batches = read_batches(dataset, share_out(order, args), args)
-        augmented = ((augment(cutouts), *others) for cutouts, *others in batches)
-        bar = progress(read_ahead(augmented), f"epoch {epoch}", steps)
-        train_loss = train_epoch(learner, bar, loss_function, optimizer, schedule, args)
-        for values in network.buffers():  # of batch norm: all processes are to judge alike
-            values.copy_(summed(values.float(), args) / args.processes)
-        logits = predict(network, dataset, held_out, args)
-        loss = loss_function(logits, labels.to(args.device)).item()
-        if not math.isfinite(train_loss + loss):
-            raise DatasetError("the loss is not finite any more: try a lower --learning_rate")
-        ranking = sort_scores(logits.cpu().numpy())
-        roc_auc, average_precision = rank_scores(labels.numpy(), ranking)
-        yield {
-            "epoch": epoch,
-            "train_loss": train_loss,
-            "validation_loss": loss,
-            "roc_auc": roc_auc,
-            "average_precision": average_precision,
-        }
-
-
-def train(
-    dataset: CutoutDataset, args: argparse.Namespace
-) -> tuple[nn.Module, list[dict[str, float]]]:
-    """Train a network, log each epoch, and return it as it was after the best one.
-
-    The best epoch is the one with the highest average precision on the validation split. Ctrl-C
-    after the first epoch ends the training there: the history is shorter than asked for.
-    """
-    torch.manual_seed(args.seed)
-    torch.backends.cudnn.deterministic = True
-    network = RealBogusNetwork().to(args.device, memory_format=torch.channels_last)
-    torch.manual_seed(args.seed + args.rank)  # each process flips in its own way
-    history: list[dict[str, float]] = []
-    best: dict[str, torch.Tensor] = {}
-    try:
-        for row in learn(network, dataset, args):
-            history.append(row)
-            if row is find_best(history):
-                best = {name: values.clone() for name, values in network.state_dict().items()}
-            LOG.info(EPOCH_LINE.format(epochs=args.epochs, **row))
-    except KeyboardInterrupt:
-        if not best or args.processes > 1:  # the others were interrupted elsewhere
-            raise
-        LOG.error(f"interrupted in epoch {len(history) + 1}; judged is what was learned before")
-    network.load_state_dict(best)
-    return network, history
-
-
-def choose_epochs(count: int, batch_size: int) -> int:
-    """Return how many passes over so many candidates train a network, within limits."""
-    return min(max(MIN_EPOCHS, math.ceil(MIN_STEPS * batch_size / count)), MAX_EPOCHS)
+def rate_logits(logits: torch.Tensor, labels: torch.Tensor, odds: float) -> dict[str, float]:
+    """Return loss, ROC AUC and average precision of the validation split."""
+    loss = balanced_loss(logits, labels, odds).item()
+    ranking = rank_candidates(logits.numpy(), np.zeros(len(logits), int))
+    roc_auc, precision = rate_ranking(ranking, labels.numpy())
+    return {"validation_loss": loss, "roc_auc": roc_auc, "average_precision": precision}
 
 
 def find_best(history: list[dict[str, float]]) -> dict[str, float]:
@@ -843,81 +770,57 @@ def find_best(history: list[dict[str, float]]) -> dict[str, float]:
     return max(history, key=lambda row: row["average_precision"])
 
 
-def sort_scores(scores: np.ndarray) -> Ranking:
-    """Return the order of falling scores (N,), and where in it each run of equal scores ends.
+def train(
+    dataset: CutoutDataset, split: np.ndarray, settings: Settings, backend: Backend
+) -> tuple[nn.Module, list[dict[str, float]]]:
+    """Train a network, log each epoch, and return it as it was after the best one.
 
-    NaN comes last, as one run.
+    The best epoch is the one with the highest average precision on the validation split.
     """
-    scores = np.where(np.isnan(scores), -np.inf, scores)
-    order = np.argsort(-scores, kind="stable")
-    ranked = scores[order]
-    return order, np.append(np.flatnonzero(ranked[1:] != ranked[:-1]), len(ranked) - 1)
-
-
-def count_steps(
-    labels: np.ndarray, ranking: Ranking, weights: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Count, at the start and at each step down a ranking, the real and all candidates so far."""
-    order, ends = ranking
-    weights = np.ones(len(labels)) if weights is None else weights
-    real = np.cumsum((weights * labels)[order])[ends]
-    return np.append(0, real), np.append(0, np.cumsum(weights[order])[ends])
-
-
-def rank_scores(
-    labels: np.ndarray, ranking: Ranking, weights: np.ndarray | None = None
-) -> tuple[float, float]:
-    """Return ROC AUC and average precision of a ranking.
-
-    Area under the ROC curve by trapezoids, and the sum of precision times the step in recall (the
-    definition of scikit-learn's `average_precision_score`).
-    """
-    real, called = count_steps(labels, ranking, weights)
-    recall, false_rate = real / real[-1], (called - real) / (called[-1] - real[-1])
-    precision = real[1:] / np.maximum(called[1:], 1)
-    roc_auc = np.trapezoid(recall, false_rate)
-    return float(roc_auc), float(np.sum(np.diff(recall) * precision))
-
-
-def resample(labels: np.ndarray, jobs: pd.Series, seed: int) -> Iterator[np.ndarray]:
-    """Yield how often each candidate is drawn, with replacement, in each sample of the bootstrap.
-
-    Whole jobs are drawn where there are enough of them, because candidates of one job are alike;
-    else candidates of each class.
-    """
-    rng = np.random.default_rng(seed)
-    unit_of, names = pd.factorize(jobs)
-    strata = [np.arange(len(names))]
-    if len(names) < MIN_JOBS:
-        unit_of = np.arange(len(labels))
-        strata = [np.flatnonzero(labels == kind) for kind in (0, 1)]
-    times_drawn = np.zeros(unit_of.max() + 1)
-    for _ in range(RESAMPLES):
-        weights = np.zeros(len(labels))
-        while not 0 < weights @ labels < weights.sum():  # both classes are needed
-            for units in strata:
-                drawn = rng.integers(len(units), size=len(units))
-                times_drawn[units] = np.bincount(drawn, minlength=len(units))
-            weights = times_drawn[unit_of]
-        yield weights
-
-
-def compare_rankings(test: pd.DataFrame, seed: int) -> dict[str, dict[str, Estimate]]:
-    """Return ROC AUC and average precision of the rankings of the test candidates.
-
-    `behind` is by how much the average precision is below the network's. The intervals are at 95 %,
-    from the same resamples.
-    """
-    labels = test["label"].to_numpy()
-    rankings = [sort_scores(test[column].to_numpy()) for column in RANKINGS.values()]
-    as_it_is = np.ones(len(test))  # values[0] are of the test split itself, the others resampled
-    weights = itertools.chain([as_it_is], resample(labels, test["jid"], seed))
-    values = np.array([[rank_scores(labels, ranking, w) for ranking in rankings] for w in weights])
-    values = np.dstack([values, values[:, :1, 1] - values[:, :, 1]])
-    low, high = np.percentile(values[1:], CONFIDENCE, axis=0)
-    estimates = np.stack([values[0], low, high], axis=-1).tolist()
-    named = [dict(zip(FIGURES, row, strict=True)) for row in estimates]
-    return dict(zip(RANKINGS, named, strict=True))
+    rows, held_out = (np.flatnonzero(split == name) for name in SPLITS[:2])
+    if min(settings.batch_size, len(rows)) < 2 * backend.processes:
+        raise DatasetError(
+            f"{backend.processes} processes need two candidates each in a batch: --batch_size is"
+            f" {settings.batch_size}, and {len(rows)} are trained on"
+        )
+    steps = len(divide(rows, settings.batch_size))
+    epochs = settings.epochs or min(max(1, round(STEPS / steps)), MAX_EPOCHS)
+    torch.manual_seed(settings.seed)
+    torch.backends.cudnn.deterministic = True
+    network = RealBogusNetwork().to(backend.device)
+    if backend.device.type != "mps":  # where batch norm is said to go wrong with it
+        network = network.to(memory_format=torch.channels_last)
+    learner = nn.parallel.DistributedDataParallel(network) if backend.processes > 1 else network
+    optimizer = AdamW(network.parameters(), weight_decay=WEIGHT_DECAY)
+    schedule = OneCycleLR(optimizer, settings.learning_rate, epochs * steps)
+    odds = len(rows) / dataset.labels[rows].sum().item() - 1
+    torch.manual_seed(settings.seed + backend.rank)  # each process drops out in its own way
+    history, best = [], {}
+    for epoch in range(1, epochs + 1):
+        network.train()
+        total = torch.zeros((), device=backend.device)
+        order = dataset.shuffle(rows, [settings.seed, epoch])
+        batches = [backend.share(batch) for batch in divide(order, settings.batch_size)]
+        for batch in progress(dataset.load(batches), f"epoch {epoch}", steps):
+            cutouts, features, labels = backend.put(*batch)
+            loss = balanced_loss(learner(augment(cutouts), features), labels, odds)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            total += loss.detach() * len(labels)
+        for values in network.buffers():  # of batch norm: all processes have to predict alike
+            values.copy_(backend.add_up(values.float()) / backend.processes)
+        logits = predict(network, dataset, held_out, settings.batch_size, backend)
+        row = {"epoch": epoch, "train_loss": backend.add_up(total).item() / len(rows)}
+        history.append(row | rate_logits(logits, dataset.labels[held_out], odds))
+        if not math.isfinite(history[-1]["train_loss"] + history[-1]["validation_loss"]):
+            raise DatasetError("the loss is not finite any more: try a lower --learning_rate")
+        if find_best(history) is history[-1]:
+            best = {name: values.clone() for name, values in network.state_dict().items()}
+        LOG.info(EPOCH_LINE.format(epochs=epochs, **history[-1]))
+    network.load_state_dict(best)
+    return network, history
 
 
 def regress(dataset: CutoutDataset, rows: np.ndarray) -> np.ndarray:
@@ -925,13 +828,13 @@ def regress(dataset: CutoutDataset, rows: np.ndarray) -> np.ndarray:
     features = torch.cat([dataset.features, torch.ones(len(dataset), 1)], dim=1).double()
     weights = torch.zeros(features.shape[1], dtype=torch.float64, requires_grad=True)
     optimizer = LBFGS([weights], max_iter=500, line_search_fn="strong_wolfe")
-    loss_function = equal_loss(dataset.labels[rows].double())
+    labels = dataset.labels[rows].double()
+    odds = len(rows) / labels.sum().item() - 1
 
     def closure() -> torch.Tensor:
-        """Return the loss with its gradient, as often as LBFGS asks for it."""
         optimizer.zero_grad()
-        loss = loss_function(features[rows] @ weights, dataset.labels[rows].double())
-        loss = loss + RIDGE * weights.square().sum()
+        loss = balanced_loss(features[rows] @ weights, labels, odds)
+        loss += RIDGE * weights.square().sum()
         loss.backward()
         return loss
 
@@ -939,42 +842,127 @@ def regress(dataset: CutoutDataset, rows: np.ndarray) -> np.ndarray:
     return (features @ weights).detach().numpy()
 
 
-def choose_threshold(labels: np.ndarray, scores: np.ndarray) -> float:
+def rank_candidates(scores: np.ndarray, jobs: np.ndarray) -> Ranking:
+    """Rank candidates within each job by falling score; equal scores share a rank, NaN is last."""
+    table = pd.DataFrame({"job": jobs, "score": -scores})
+    ranks = table.groupby(["job", "score"], dropna=False).ngroup().to_numpy()
+    job_of_rank = np.zeros(ranks.max() + 1, int)
+    job_of_rank[ranks] = jobs
+    return ranks, job_of_rank
+
+
+def rate_ranking(
+    ranking: Ranking, labels: np.ndarray, weights: np.ndarray | None = None
+) -> tuple[float, float]:
+    """Return ROC AUC and average precision of a ranking, NaN where they are not defined.
+
+    ROC AUC is the fraction of the pairs of a real and a bogus candidate of one job that are in the
+    right order; ties count half. Average precision is the sum of precision times step in recall
+    (scikit-learn's definition) and has a meaning only if all candidates are of one job.
+    """
+    ranks, job_of_rank = ranking
+    weights = np.ones(len(labels)) if weights is None else weights
+    real, bogus = (np.bincount(ranks, weights * (labels == kind)) for kind in (1, 0))
+    real_of_job, bogus_of_job = (np.bincount(job_of_rank, part) for part in (real, bogus))
+    found = np.cumsum(real)
+    better = found - real / 2 - (np.cumsum(real_of_job) - real_of_job)[job_of_rank]
+    precision = found / np.maximum(np.cumsum(real + bogus), 1)
+    with np.errstate(invalid="ignore"):
+        return bogus @ better / (real_of_job @ bogus_of_job), real @ precision / found[-1]
+
+
+def choose_threshold(
+    scores: np.ndarray, ranking: Ranking, labels: np.ndarray, weights: np.ndarray
+) -> float:
     """Return the score from which on candidates are to be called real for the highest F1."""
-    order, ends = sort_scores(scores)
-    real, called = count_steps(labels, (order, ends))
-    return float(scores[order][ends][np.argmax(real[1:] / (called[1:] + real[-1]))])
+    ranks, _ = ranking
+    real, called = np.bincount(ranks, weights * labels), np.bincount(ranks, weights)
+    f1 = np.cumsum(real) / (np.cumsum(called) + real.sum())
+    return float(scores[ranks == np.argmax(f1)][0])
 
 
-def call(labels: np.ndarray, scores: np.ndarray, threshold: float) -> dict[str, float]:
-    """Return the confusion matrix at a threshold, real being positive, and what follows from it."""
-    called = scores >= threshold
-    tn, fp, fn, tp = np.bincount(2 * labels.astype(int) + called, minlength=4).tolist()
-    return {
-        "threshold": threshold,
-        "true_positives": tp,
-        "false_negatives": fn,
-        "false_positives": fp,
-        "true_negatives": tn,
-        "precision": tp / max(tp + fp, 1),
-        "recall": tp / (tp + fn),
-        "f1": 2 * tp / (2 * tp + fp + fn),
+def count_calls(called: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> dict[str, float]:
+    """Return the confusion matrix, real being positive, and precision, recall and F1."""
+    tn, fp, fn, tp = np.bincount(2 * labels.astype(int) + called, weights, minlength=4)
+    matrix = dict(zip(MATRIX, (tp, fn, fp, tn), strict=True))
+    f1 = 2 * tp / max(2 * tp + fp + fn, 1)
+    return matrix | {"precision": tp / max(tp + fp, 1), "recall": tp / max(tp + fn, 1), "f1": f1}
+
+
+def resample(jobs: np.ndarray, seed: int) -> Iterator[np.ndarray]:
+    """Yield how often each candidate is drawn: first once each, then as the bootstrap does.
+
+    Candidates are drawn with replacement within each job, because those of one job are alike; if
+    there are MIN_JOBS or more, the jobs are drawn too.
+    """
+    yield np.ones(len(jobs))
+    rng = np.random.default_rng(seed)
+    by_job = np.argsort(jobs, kind="stable")
+    _, starts, sizes = np.unique(jobs[by_job], return_index=True, return_counts=True)
+    for _ in range(RESAMPLES):
+        drawn = np.arange(len(sizes))
+        if len(sizes) >= MIN_JOBS:
+            drawn = rng.choice(drawn, len(drawn))
+        drawn = np.repeat(drawn, sizes[drawn])
+        places = starts[drawn] + rng.integers(sizes[drawn])
+        yield np.bincount(by_job[places], minlength=len(jobs)).astype(float)
+
+
+def evaluate(
+    labels: np.ndarray, jobs: np.ndarray, scores: pd.DataFrame, split: np.ndarray, seed: int
+) -> dict[str, dict[str, Estimate]]:
+    """Rate how candidates of the test split are ranked, and which are called real.
+
+    Labels, jobs (numbers) and split are arrays (N,); scores has N rows and a column per ranking.
+    Returns FIGURES of each ranking, and how far its average precision is "behind" the network's; of
+    "calls" the threshold, confusion matrix, precision, recall and F1. The threshold is chosen on
+    the validation split. Intervals come from resamples of both splits, so that those of the calls
+    include what the choice of the threshold adds.
+    """
+    test, held_out = split == "test", split == "validation"
+    real, network, one_job = labels[test], scores["network"].to_numpy(), np.zeros_like(jobs)
+    rankings = {
+        name: [rank_candidates(values[test].to_numpy(), by[test]) for by in (jobs, one_job)]
+        for name, values in scores.items()
     }
+    chooser = rank_candidates(network[held_out], one_job[held_out])
+    rows = []
+    draws = zip(resample(jobs[test], seed), resample(jobs[held_out], seed + 1), strict=True)
+    for weights, held_out_weights in draws:
+        row = {}
+        for name, (within, overall) in rankings.items():
+            roc_auc, precision = rate_ranking(overall, real, weights)
+            row[name, "roc_auc_within_jobs"], _ = rate_ranking(within, real, weights)
+            row[name, "roc_auc"], row[name, "average_precision"] = roc_auc, precision
+            row[name, "behind"] = row["network", "average_precision"] - precision
+        threshold = choose_threshold(network[held_out], chooser, labels[held_out], held_out_weights)
+        row["calls", "threshold"] = threshold
+        calls = count_calls(network[test] >= threshold, real, weights)
+        rows.append(row | {("calls", name): number for name, number in calls.items()})
+    table = pd.DataFrame(rows)
+    low, high = table[1:].quantile([0.025, 0.975]).to_numpy()
+    results: dict[str, dict[str, Estimate]] = {}
+    for (name, figure), *estimate in zip(table, table.iloc[0], low, high, strict=True):
+        results.setdefault(name, {})[figure] = estimate
+    return results
 
 
 def reach_verdict(
     rankings: dict[str, dict[str, Estimate]], real: int, bogus: int
 ) -> tuple[bool, str]:
-    """Say whether the network learned, with the interval that says so.
+    """Say whether the network learned: the interval of its ROC AUC within jobs is above 0.5.
 
-    It did where the interval of its ROC AUC is above 0.5. That of the average precision does not
-    tell: of a ranking by chance it lies above the base rate in 13 to 31 of 100 trials.
+    A ROC AUC of all candidates as one may be that of a network that knows the jobs, and the average
+    precision of a ranking by chance lies above the base rate in 13 to 31 of 100 trials.
     """
     if min(real, bogus) < MIN_EACH:
-        return False, f"cannot tell: {real} real and {bogus} bogus test candidates are too few"
+        return False, (
+            f"cannot tell: {real} real and {bogus} bogus test candidates, of jobs that have both,"
+            " are too few"
+        )
     network, *yardsticks = rankings
-    roc_auc = rankings[network]["roc_auc"]
-    text = f"ROC AUC {ESTIMATE.format(*roc_auc)}, where chance gives 0.5"
+    roc_auc = rankings[network]["roc_auc_within_jobs"]
+    text = f"ROC AUC within jobs {show(roc_auc)}, where chance gives 0.5"
     if roc_auc[1] <= 0.5:
         return False, f"not learned: {text}"
     best = max(yardsticks, key=lambda name: rankings[name]["average_precision"][0])
@@ -986,34 +974,21 @@ def reach_verdict(
     )
 
 
-def judge(candidates: pd.DataFrame, seed: int) -> dict:
-    """Hold the columns `score` and `regression` of the test split against its labels."""
-    validation, test = (candidates[candidates["split"] == name] for name in SPLITS[1:])
-    threshold = choose_threshold(validation["label"].to_numpy(), validation["score"].to_numpy())
-    rankings = compare_rankings(test, seed)
-    labels, real = test["label"].to_numpy(), int(test["label"].sum())
-    learned, verdict = reach_verdict(rankings, real, len(labels) - real)
-    return {
-        "learned": learned,
-        "verdict": verdict,
-        "base_rate": real / len(labels),
-        "rankings": rankings,
-        "calls": call(labels, test["score"].to_numpy(), threshold),
-    }
+def show(estimate: Estimate) -> str:
+    """Return a figure with its interval."""
+    return "{:.3f} ({:.3f} to {:.3f})".format(*estimate)
 
 
-def count_splits(candidates: pd.DataFrame) -> pd.DataFrame:
+def count_splits(candidates: pd.DataFrame, split: np.ndarray) -> pd.DataFrame:
     """Return a table of the jobs, the candidates and the real candidates of each split."""
-    columns = {"jobs": ("jid", "nunique"), "candidates": ("id", "size"), "real": ("label", "sum")}
-    return candidates.groupby("split").agg(**columns).loc[list(SPLITS)].astype(int)
+    columns = {"jobs": ("jid", "nunique"), "candidates": ("jid", "size"), "real": ("label", "sum")}
+    return candidates.groupby(split).agg(**columns).loc[list(SPLITS)].astype(int)
 
 
-def describe_splits(candidates: pd.DataFrame) -> str:
+def describe_splits(counts: pd.DataFrame, jobs: int) -> str:
     """Return the lines about the splits."""
-    counts = count_splits(candidates)
-    whole = counts["jobs"].sum() == candidates["jid"].nunique()
-    title = f"split by {'job' if whole else 'candidate'}"
-    lines = [f"  {title:<22}{'jobs':>6}{'candidates':>13}{'real':>8}"]
+    unit = "job" if counts["jobs"].sum() == jobs else "candidate"
+    lines = [f"  {f'split by {unit}':<22}{'jobs':>6}{'candidates':>13}{'real':>8}"]
     for name, jobs, count, real in counts.itertuples():
         lines.append(f"  {name:<22}{jobs:6,}{count:13,}{real:8,} ({real / count:.1%})")
     return "\n".join(lines)
@@ -1021,224 +996,226 @@ def describe_splits(candidates: pd.DataFrame) -> str:
 
 def describe_results(results: dict) -> str:
     """Return the closing lines: the rankings of the test split, the calls, the verdict."""
-    lines = [f"  {'on the test split':<22}{'ROC AUC':<26}average precision"]
+    rows = {"on the test split": FIGURES.values()}
     for name, figures in results["rankings"].items():
-        roc_auc, precision, _ = (ESTIMATE.format(*figures[key]) for key in FIGURES)
-        lines.append(f"  {name:<22}{roc_auc:<26}{precision}")
-    lines.append(f"  {'base rate':<22}{'0.500':<26}{results['base_rate']:.3f}")
-    return "\n".join(lines) + CALLS.format(**results["calls"]) + f"verdict: {results['verdict']}"
+        rows[name] = [show(figures[key]) for key in FIGURES]
+    rows["base rate"] = ["0.500", "0.500", f"{results['base_rate']:.3f}"]
+    lines = [
+        f"  {name:<22}" + "".join(f"{cell:<25}" for cell in row).rstrip()
+        for name, row in rows.items()
+    ]
+    calls = results["calls"]
+    counts = {name: f"{values[0]:,.0f}" for name, values in calls.items()}
+    rates = ", ".join(f"{name} {show(calls[name])}" for name in ("precision", "recall"))
+    return (
+        "\n".join(lines)
+        + f"""
+  called real from score {calls["threshold"][0]:.3f} on, the highest F1 of the validation split:
+  {rates}, F1 {calls["f1"][0]:.3f}
+                          called real  called bogus
+  real   {counts["true_positives"]:>30}{counts["false_negatives"]:>14}
+  bogus  {counts["false_positives"]:>30}{counts["true_negatives"]:>14}
+verdict: {results["verdict"]}"""
+    )
 
 
-def draw_curves(axes: Sequence, test: pd.DataFrame, results: dict) -> None:
+def draw_curves(axes: Sequence, labels: np.ndarray, scores: pd.DataFrame, results: dict) -> None:
     """Draw losses, ROC curves, precision-recall curves and histograms of the test candidates."""
     losses, roc, precision_recall, histogram = axes
-    labels, calls = test["label"].to_numpy(), results["calls"]
+    calls, base = results["calls"], results["base_rate"]
     history = pd.DataFrame(results["history"]).set_index("epoch")
     for column, color in (("train_loss", "0.6"), ("validation_loss", "C0")):
         losses.plot(history[column], ".-", color=color, label=column.replace("_", " "))
     losses.axvline(results["best_epoch"], color="C0", linestyle=":", label="epoch kept")
-    for (name, column), color in zip(RANKINGS.items(), ("C0", "C1", "0.6"), strict=True):
-        real, called = count_steps(labels, sort_scores(test[column].to_numpy()))
-        recall, bogus = real / real[-1], (called - real) / (called - real)[-1]
-        area, average, _ = (value for value, *_ in results["rankings"][name].values())
-        roc.plot(bogus, recall, color=color, label=f"{name}  {area:.3f}")
-        precision = real[1:] / called[1:]
-        precision_recall.plot(recall[1:], precision, color=color, label=f"{name}  {average:.3f}")
+    for (name, values), color in zip(scores.items(), ("C0", "C1", "0.6"), strict=True):
+        ranks, _ = rank_candidates(values.to_numpy(), np.zeros(len(values), int))
+        steps = (np.bincount(ranks, labels == kind) for kind in (1, 0))
+        real, bogus = (np.append(0, np.cumsum(part)) for part in steps)
+        area, average = (results["rankings"][name][key][0] for key in list(FIGURES)[1:])
+        roc.plot(bogus / bogus[-1], real / real[-1], color=color, label=f"{name}  {area:.3f}")
+        precision = real[1:] / (real + bogus)[1:]
+        label = f"{name}  {average:.3f}"
+        precision_recall.plot(real[1:] / real[-1], precision, color=color, label=label)
     roc.plot((0, 1), (0, 1), ":", color="0.8", label="chance  0.500")
-    base = results["base_rate"]
     precision_recall.plot((0, 1), (base, base), ":", color="0.8", label=f"base rate  {base:.3f}")
-    precision_recall.plot(calls["recall"], calls["precision"], "o", color="C0", label="threshold")
+    point = calls["recall"][0], calls["precision"][0]
+    precision_recall.plot(*point, "o", color="C0", label="threshold")
     for label, name, color in ((0, "bogus", "0.6"), (1, "real", "C3")):
-        bins = np.linspace(0, 1, 41)
-        histogram.hist(test["score"][labels == label], bins, color=color, alpha=0.7, label=name)
-    histogram.axvline(calls["threshold"], color="C0", linestyle=":", label="threshold")
+        values, bins = scores["network"][labels == label], np.linspace(0, 1, 41)
+        histogram.hist(values, bins, color=color, alpha=0.7, label=name)
+    histogram.axvline(calls["threshold"][0], color="C0", linestyle=":", label="threshold")
     histogram.set_yscale("log")
-    for curve, (title, x, y) in zip(axes, CURVES, strict=True):
-        curve.set(title=title, xlabel=x, ylabel=y)
-        curve.legend(frameon=False, fontsize="small")
+    for axis, (title, x, y) in zip(axes, CURVES, strict=True):
+        axis.set(title=title, xlabel=x, ylabel=y)
+        axis.legend(frameon=False, fontsize="small")
 
 
 def draw_sheet(
-    axes: Sequence, test: pd.DataFrame, dataset: CutoutDataset, threshold: float
+    axes: Sequence, dataset: CutoutDataset, test: np.ndarray, scores: np.ndarray, threshold: float
 ) -> None:
-    """Draw the cutouts of the most confident right and wrong calls, a row a candidate."""
-    size, kinds = CUTOUT_PX + 2, ("bogus", "real")
-    centers = (np.arange(SHEET_ROWS) + 0.5) * size
+    """Draw the cutouts of the most confident right and wrong calls, one row per candidate."""
+    count, size, kinds = 4, CUTOUT_PX + 2, ("bogus", "real")
+    centers = (np.arange(count) + 0.5) * size
     for axis, (label, called) in zip(axes, itertools.product((1, 0), repeat=2), strict=True):
-        group = test[(test["label"] == label) & ((test["score"] >= threshold) == called)]
-        chosen = group.sort_values("score", ascending=not called)[:SHEET_ROWS]
-        sheet = np.full((SHEET_ROWS, size, len(CHANNEL_NAMES), size), np.nan)
-        sheet[: len(chosen), 1:-1, :, 1:-1] = dataset[chosen.index][0].permute(0, 2, 1, 3)
-        axis.imshow(sheet.reshape(SHEET_ROWS * size, -1), cmap="gray", vmin=0, vmax=1)
-        axis.set_title(f"{kinds[label]}, called {kinds[called]}: {len(group):,}")
-        axis.set_xticks(centers[: len(CHANNEL_NAMES)], CHANNEL_NAMES)
-        names = [f"{row.jid}\n{row.id:.15g}\n{row.score:.3f}" for row in chosen.itertuples()]
-        axis.set_yticks(centers[: len(chosen)], names, parse_math=False)
+        group = (dataset.labels.numpy()[test] == label) & ((scores >= threshold) == called)
+        order = np.argsort(-scores if called else scores, kind="stable")
+        chosen = order[group[order]][:count]
+        sheet = np.full((count, size, len(CHANNEL_NAMES), size), np.nan)
+        sheet[: len(chosen), 1:-1, :, 1:-1] = dataset[test[chosen]][0].permute(0, 2, 1, 3)
+        axis.imshow(sheet.reshape(count * size, -1), cmap="gray", vmin=0, vmax=1)
+        axis.set_title(f"{kinds[label]}, called {kinds[called]}: {group.sum():,}")
+        axis.set_xticks(centers, CHANNEL_NAMES)
+        rows = dataset.candidates.iloc[test[chosen]].assign(score=scores[chosen])
+        names = [f"{row.jid}\n{row.id:.15g}\n{row.score:.3f}" for row in rows.itertuples()]
+        axis.set_yticks(centers[: len(names)], names, parse_math=False)
         axis.tick_params(length=0, labelsize="small")
         axis.spines[:].set_visible(False)
 
 
-def draw_report(dataset: CutoutDataset, results: dict) -> bytes:
-    """Draw the picture of the report; return it as PNG."""
-    from matplotlib.figure import Figure  # an optional extra
-
-    test = dataset.candidates[dataset.candidates["split"] == "test"]
-    figure = Figure(figsize=(17, 10), dpi=120, layout="constrained")
-    figure.suptitle(results["verdict"])
-    upper, lower = figure.subfigures(2, 1, height_ratios=(1, 1.2))
-    draw_curves(upper.subplots(1, 4), test, results)
-    draw_sheet(lower.subplots(1, 4), test, dataset, results["calls"]["threshold"])
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png")
-    return picture.getvalue()
-
-
 def prepare_report_dir(folder: Path) -> None:
     """Make the folder of the report, before hours are spent on what could not be written there."""
-    try:
-        importlib.import_module("matplotlib.figure")
-    except ImportError as error:
-        raise DatasetError("--report_dir draws with matplotlib: pip install matplotlib") from error
+    if not find_spec("matplotlib"):
+        raise DatasetError("--report_dir draws with matplotlib: pip install matplotlib")
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):
         pass
 
 
-def pack_model(network: nn.Module, scaling: tuple[np.ndarray, ...], results: dict) -> bytes:
-    """Return model.pt: the weights and what else it takes to call candidates."""
-    model = {
-        "weights": network.cpu().state_dict(),
-        "center": torch.from_numpy(scaling[0]),
-        "scale": torch.from_numpy(scaling[1]),
-        "feature_columns": FEATURE_COLUMNS,
-        "threshold": results["calls"]["threshold"],
-        "settings": results["settings"],
-    }
-    packed = io.BytesIO()
-    torch.save(model, packed)
-    return packed.getvalue()
+def write_report(
+    folder: Path,
+    dataset: CutoutDataset,
+    split: np.ndarray,
+    scores: pd.DataFrame,
+    results: dict,
+    model: dict,
+) -> None:
+    """Write metrics.json, predictions.csv, model.pt and report.png."""
+    from matplotlib.figure import Figure  # an optional extra
+
+    metrics = json.loads(json.dumps(results, default=str), parse_constant=lambda _: None)  # no NaN
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    columns = {"split": split, "label": dataset.labels.int(), "score": scores["network"]}
+    predictions = dataset.candidates[["jid", "id"]].assign(**columns)
+    predictions.to_csv(folder / "predictions.csv", index=False)
+    torch.save(model, folder / "model.pt")
+    figure = Figure(figsize=(17, 10), dpi=120, layout="constrained")
+    figure.suptitle(results["verdict"])
+    upper, lower = figure.subfigures(2, 1, height_ratios=(1, 1.2))
+    test, threshold = np.flatnonzero(split == "test"), results["calls"]["threshold"][0]
+    draw_curves(upper.subplots(1, 4), dataset.labels.numpy()[test], scores.iloc[test], results)
+    draw_sheet(lower.subplots(1, 4), dataset, test, scores["network"].to_numpy()[test], threshold)
+    figure.savefig(folder / "report.png")
 
 
-def write_report(folder: Path, dataset: CutoutDataset, results: dict, model: bytes) -> None:
-    """Write metrics.json, predictions.csv, model.pt and report.png; none is seen half-written."""
-    columns = ["jid", "id", "split", "label", "score"]
-    predictions = dataset.candidates[columns].astype({"label": int}).to_csv(index=False)
-    contents = {
-        "metrics.json": (json.dumps(results, indent=2, allow_nan=False) + "\n").encode(),
-        "predictions.csv": predictions.encode(),
-        "model.pt": model,
-        "report.png": draw_report(dataset, results),
-    }
-    parts = {folder / f".{name}.part": folder / name for name in contents}
-    try:
-        for part, content in zip(parts, contents.values(), strict=True):
-            part.write_bytes(content)
-        for part, path in parts.items():
-            part.replace(path)
-    except OSError as error:
-        raise DatasetError(f"{folder}: the report cannot be written: {error}") from error
-    finally:
-        for part in parts:
-            part.unlink(missing_ok=True)
-
-
-def find_exit_code(results: dict, min_ap: float | None) -> int:
-    """Return the exit code of a finished training; log why it is 1."""
-    if results["interrupted"]:
-        return 130
-    precision = results["rankings"]["network"]["average_precision"][0]
-    if min_ap is None or (results["learned"] and precision >= min_ap):
-        return 0
-    LOG.error(f"--min_ap {min_ap}: average precision {precision:.3f}, {results['verdict']}")
-    return 1
-
-
-def run(args: argparse.Namespace) -> int:
-    """Check the dataset, train on it, judge the network, and return the exit code."""
-    args.device, args.dtype = pick_device(args.device)
-    writes = args.report_dir is not None and is_leader()
+def run(settings: Settings) -> int:
+    """Check the dataset, train on it, test the network, and return the exit code."""
+    backend = pick_backend(settings.device)
+    writes = settings.report_dir is not None and is_leader()
     if writes:
-        prepare_report_dir(args.report_dir)
-    dataset = examine(args)
-    candidates = dataset.candidates
-    candidates["split"] = split_candidates(candidates, args.seed)
-    print(describe_splits(candidates), flush=True)
-    rows = dataset.rows_of("train")
-    scaling = dataset.fit_features(rows)
-    args.epochs = args.epochs or choose_epochs(len(rows), args.batch_size)
-    args.rank, args.processes = join_processes(args.device)
-    if min(args.batch_size, len(rows)) < 2 * args.processes:
-        raise DatasetError(
-            f"{args.processes} processes need two candidates each in a batch: --batch_size is"
-            f" {args.batch_size}, and {len(rows)} are trained on"
-        )
-    network, history = train(dataset, args)
-    logits = predict(network, dataset, np.arange(len(dataset)), args).cpu()
-    # Scores rank; they are no probabilities, because training weighs both classes the same.
-    candidates["score"] = torch.sigmoid(logits.double()).numpy()
-    candidates["regression"] = regress(dataset, rows)
+        prepare_report_dir(settings.report_dir)
+    dataset, split = examine(settings)
+    candidates, rows = dataset.candidates, np.flatnonzero(split == "train")
+    counts = count_splits(candidates, split)
+    print(describe_splits(counts, candidates["jid"].nunique()), flush=True)
+    center, scale = dataset.fit_features(rows)
+    network, history = train(dataset, split, settings, backend)
+    everything = np.arange(len(dataset))
+    logits = predict(network, dataset, everything, settings.batch_size, backend)
+    columns = {
+        # Scores rank; they are no probabilities, because training weighs both classes the same.
+        "network": torch.sigmoid(logits.double()),
+        "logistic regression": regress(dataset, rows),
+        "ranked by flux": candidates["flux"],
+    }
+    scores, labels = pd.DataFrame(columns), candidates["label"].to_numpy()
+    jobs, _ = pd.factorize(candidates["jid"])
+    rankings = evaluate(labels, jobs, scores, split, settings.seed)
+    calls = rankings.pop("calls")
+    test = candidates[split == "test"].groupby("jid")["label"]
+    mixed = test.filter(lambda values: values.nunique() > 1)
+    learned, verdict = reach_verdict(rankings, int(mixed.sum()), int((1 - mixed).sum()))
     results = {
-        **judge(candidates, args.seed),
-        "splits": count_splits(candidates).to_dict("index"),
-        "interrupted": len(history) < args.epochs,
+        "learned": learned,
+        "verdict": verdict,
+        "base_rate": counts.loc["test", "real"] / counts.loc["test", "candidates"],
+        "rankings": rankings,
+        "calls": calls,
+        "splits": counts.to_dict("index"),
         "best_epoch": find_best(history)["epoch"],
         "history": history,
-        "settings": json.loads(json.dumps(vars(args), default=str)),
+        "settings": asdict(settings) | asdict(backend) | {"epochs": len(history)},
         "versions": {package: version(package) for package in ("numpy", "mlcroissant", "torch")},
     }
     print(describe_results(results), flush=True)
     if writes:
-        model = pack_model(network, scaling, results)
-        write_report(args.report_dir, dataset, results, model)
-    return find_exit_code(results, args.min_ap)
+        model = {
+            "weights": network.cpu().state_dict(),
+            "center": torch.from_numpy(center),
+            "scale": torch.from_numpy(scale),
+            "feature_columns": FEATURE_COLUMNS,
+            "threshold": calls["threshold"][0],
+            "settings": {name: str(value) for name, value in results["settings"].items()},
+        }
+        write_report(settings.report_dir, dataset, split, scores, results, model)
+    precision = rankings["network"]["average_precision"][0]
+    if settings.min_ap is None or (learned and precision >= settings.min_ap):
+        return 0
+    LOG.error(f"--min_ap {settings.min_ap}: average precision {precision:.3f}, {verdict}")
+    return 1
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
+def parse_args(argv: list[str] | None) -> Settings:
     """Parse the command line; wrong usage ends the process with code 2."""
     parser = argparse.ArgumentParser(
-        description=__doc__.partition("\n")[0],
+        description="Train a real-bogus network on a dataset; say if it can be learned from.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        argument_default=argparse.SUPPRESS,  # or the help would say "default: None"
     )
     add, number = parser.add_argument, {"type": int, "metavar": "N"}
     add("-d", "--dataset_dir", type=Path, default="./hackathon_dataset", help="dataset to train on")
-    add("--epochs", help="passes over the training split; by default what it needs", **number)
-    add("--batch_size", default=BATCH_SIZE, help="candidates a step", **number)
+    add(
+        "--epochs",
+        help=f"passes over the training split; about {STEPS} steps if not given",
+        **number,
+    )
+    add("--batch_size", default=BATCH_SIZE, help="candidates per step", **number)
     add("--learning_rate", type=float, default=LEARNING_RATE, help="highest of the one-cycle rate")
     add("--seed", default=SEED, help="seed of the split, the weights and the order", **number)
-    add("--workers", default=0, help="processes that read cutouts ahead", **number)
-    add("--device", choices=DEVICES, default="auto", help="what to compute on")
+    add(
+        "--device",
+        choices=("auto", "cuda", "mps", "cpu"),
+        default="auto",
+        help="what to compute on",
+    )
     add("--report_dir", type=Path, help="folder for the figures, scores, weights and a picture")
     add("--min_ap", type=float, help="average precision below which the exit code is 1")
     add("--max_candidates", help="take no more of them, evenly over the jobs", **number)
-    unset = dict.fromkeys(("epochs", "report_dir", "min_ap", "max_candidates"))
-    args = parser.parse_args(argv, argparse.Namespace(**unset))
-    least = {"epochs": 1, "batch_size": 2, "workers": 0, "max_candidates": 1, "seed": 0}
-    for name, value in least.items():
-        if getattr(args, name) is not None and getattr(args, name) < value:
-            parser.error(f"--{name} must be at least {value}")
-    if not 0 < args.learning_rate <= 1:
-        parser.error("--learning_rate must be above 0 and no more than 1")
-    if args.workers > MAX_WORKERS:
-        parser.error(f"--workers must be no more than {MAX_WORKERS}")
-    if args.seed >= 2**32:
-        parser.error("--seed must be below 2**32")
-    if args.min_ap is not None and not 0 <= args.min_ap <= 1:
-        parser.error("--min_ap must be between 0 and 1")
-    return args
+    settings = Settings(**vars(parser.parse_args(argv)))
+    ranges = {  # least and most
+        "epochs": (1, math.inf),
+        "batch_size": (2, math.inf),
+        "learning_rate": (1e-9, 1),
+        "seed": (0, 2**32 - 1),
+        "min_ap": (0, 1),
+        "max_candidates": (1, math.inf),
+    }
+    for name, (least, most) in ranges.items():
+        value = getattr(settings, name)
+        if value is not None and not least <= value <= most:
+            parser.error(f"--{name}: expected {least:g} to {most:g}, got {value:g}")
+    return settings
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    args = parse_args(argv)
+    settings = parse_args(argv)
     logging.basicConfig(format="%(levelname)s: %(message)s", force=True)
     LOG.setLevel(logging.INFO if is_leader() else logging.ERROR)
     logging.getLogger("absl").setLevel(logging.ERROR)  # what is not stated is no fault here
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a path may have letters that it cannot print
+    if hasattr(sys.stdout, "reconfigure"):  # a path may have letters that it cannot print
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with redirect_stdout(sys.stdout if is_leader() else None), logging_redirect_tqdm():
-            return run(args)
+            return run(settings)
     except (DatasetError, OSError) as error:
         for line in str(error).splitlines():
             LOG.error(line)
@@ -1248,15 +1225,5 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
-def interrupt_again(lost: "sys.UnraisableHookArgs") -> None:
-    """Repeat a Ctrl-C that came within a destructor, where exceptions are lost."""
-    if lost.exc_type is KeyboardInterrupt:
-        threading.Timer(0.1, _thread.interrupt_main).start()
-    else:
-        sys.__unraisablehook__(lost)
-
-
 if __name__ == "__main__":
-    sys.unraisablehook = interrupt_again
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main())
