@@ -1,179 +1,226 @@
-"""Measure test_croissant_dataset.py beside the textbook loop: speed, precision, start and memory.
+"""Measure test_croissant_dataset.py: cutouts, training, records and a quick look.
 
-The textbook loop is PyTorch's tutorial on this dataset: `__getitem__` takes a candidate's record
-dictionary, opens the tensor with `np.load(mmap_mode="r")` and cuts the square out; batches of 16,
-float32, SGD. Ours is the script's own. In a round each has a process of its own; candidates, split,
-features, network and number of epochs are the same, and the cutouts are compared. The seed of the
-weights and of the order changes with the round. An epoch that does not count comes before.
+One table: medians, and the extremes if there are several rounds. Ratios are of figures of the same
+round. Each figure comes from a process of its own, whose imports do not count.
 
-Loading: passes over the training split in random order, without a step. Training: its epochs,
-loading included. Average precision: of the test split after the last epoch. Start: from opening
-croissant.json to the first batch, with all that the script checks, beside mlcroissant reading the
-records to no purpose. Memory: peak resident size of the whole script for one epoch on as many
-candidates of one job and of all jobs. Medians, and least and most where there are several rounds.
+- Cutouts: the same candidates in the same random order, from maps that are kept open ("plain
+  maps"), with `np.load(mmap_mode="r")` per sample, and by ours, which also checks that pixels are
+  in [0, 1]. The first batches are compared. Maps are opened before the clock starts. Warm: cutouts
+  were read before. Cold: the page cache was dropped; only root can do that, others do without.
+- Training: the textbook loop (a `Dataset` that opens the tensor for each sample, batches of 16,
+  SGD, float32, PyTorch's own number of threads) and the script's `train`, whose time includes the
+  evaluation of the validation split after each epoch. One epoch before does not count.
+- Records: mlcroissant alone, and ours with one and with two processes, checksum included.
+- Quick look: the whole script with QUICK_LOOK, start-up included, and the time of mlcroissant alone
+  for all records of that index, extrapolated from its rate in the same round.
 
     python tests/benchmarks/bench_training.py
     python tests/benchmarks/bench_training.py --dataset_dir ./my_dataset --epochs 8
-    python tests/benchmarks/bench_training.py --jobs 6 --size 512 --candidates 400 --rounds 1
+    python tests/benchmarks/bench_training.py --jobs 3 --size 512 --candidates 150 --rounds 1
 
 Jobs are simulated, 50 s each, unless `--dataset_dir` has a dataset; `--work_dir` has to hold 3 GB.
-Needs Linux and tests/requirements.txt, and no GPU. Temporary files are removed in any case.
-Exit codes: 0 measured; 1 a command failed or the cutouts differ (stderr names it); 2 wrong usage;
-130 interrupted by Ctrl-C.
+Needs three jobs with real and bogus candidates, Linux and tests/requirements.txt, and no GPU.
+Temporary files are removed in any case. Exit codes: 0 measured; 1 a command failed or the cutouts
+differ (stderr names it); 2 wrong usage; 130 interrupted by Ctrl-C.
 """
 
 import argparse
-import csv
+import hashlib
 import json
-import random
+import math
+import os
 import shutil
 import sys
 import tempfile
-from collections import Counter
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from bench_create_dataset import TESTS, BenchmarkError, Figures, run, run_benchmark, table
-
-ROOT = TESTS.parent
-SCRIPT = ROOT / "test_croissant_dataset.py"
-LEARNING_RATE = "0.001"  # of the textbook's SGD: best of 0.0003, 0.001, 0.002, 0.003, 0.01 and 0.03
-
-# The processes that are measured. Each prints its figures at the end, as a line of JSON.
-IMPORTS = """
-import hashlib, json, sys, time
-root, folder, count, epochs, number, learning_rate = sys.argv[1:]
-sys.path.insert(0, root)
-import test_croissant_dataset as script
 import mlcroissant as mlc
 import numpy as np
+import pandas as pd
 import torch
+from bench_create_dataset import DROP_CACHES, TESTS, BenchmarkError, run, run_benchmark, table
 from sklearn.metrics import average_precision_score
 from torch.utils.data import DataLoader, Dataset
-def read_records():
-    return mlc.Dataset(folder + "/croissant.json").records("transient_candidates")
-start = time.perf_counter()
+
+ROOT = TESTS.parent
+sys.path.insert(0, str(ROOT))
+import test_croissant_dataset as script  # noqa: E402
+
+QUICK_LOOK = ("--max_candidates", "2000", "--epochs", "1")
+LEARNING_RATE = 0.001  # of the textbook's SGD: best of 0.0003, 0.001, 0.002, 0.003, 0.01 and 0.03
+SEED = 0  # of candidates, order and split; the round is added for weights and training
+CALL = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+import bench_training
+print(json.dumps(getattr(bench_training, sys.argv[2])(*json.loads(sys.argv[3]))))
 """
-ALONE = f"""{IMPORTS}
-for record in read_records():
-    pass
-print(json.dumps(time.perf_counter() - start))
-"""
-SETUP = f"""{IMPORTS}
-args = script.parse_args(["-d", folder, "--max_candidates", count, "--epochs", "1"])
-threads = torch.get_num_threads()
-args.device, args.dtype = script.pick_device("cpu")  # may leave one thread
-args.rank, args.processes = 0, 1
-dataset = script.examine(args)
-candidates = dataset.candidates
-candidates["split"] = script.split_candidates(candidates, args.seed)
-rows, test_rows = dataset.rows_of("train"), dataset.rows_of("test")
-dataset.fit_features(rows)
-args.seed += int(number)
-torch.manual_seed(args.seed)
-epochs = int(epochs)
-used = epochs * len(rows)
-def finish(figures, logits, batch):
-    figures["precision"] = 100 * average_precision_score(dataset.labels[test_rows], logits)
-    tensors = (np.ascontiguousarray(tensor) for tensor in batch)
-    figures["seen"] = [hashlib.sha256(tensor).hexdigest() for tensor in tensors]
-    print(json.dumps(figures))
-"""
-TEXTBOOK = SETUP
-TEXTBOOK += """
-torch.set_num_threads(threads)
-name = "transient_candidates/{}".format
-records = {(r[name("jid")].decode(), r[name("id")]): r for r in read_records()}
+Section = dict[str, float]  # figures of one round
+
+
+def call(function: Callable, *arguments: object) -> object:
+    """Call a function of this file in a process of its own; return its result."""
+    words = Path(__file__).parent, function.__name__, json.dumps(arguments, default=str)
+    name = f"{function.__name__} {arguments[0]}"
+    return json.loads(run(name, sys.executable, "-c", CALL, *words).text.splitlines()[-1])
+
+
+def read_candidates(folder: Path, wanted: int | None) -> pd.DataFrame:
+    """Read candidates of a dataset as the script does."""
+    json_path = folder / "croissant.json"
+    index = script.find_index(script.load_description(json_path), folder)
+    return script.read_records(json_path, *index, wanted, SEED)
+
+
+def select_candidates(wanted: int, folder: str, table_path: str) -> str:
+    """Save candidates, their split and tensors, in the script's random order; describe them."""
+    candidates = read_candidates(Path(folder), wanted)
+    split = script.split_candidates(candidates, SEED)
+    paths = folder + "/" + candidates["image_filename"]
+    dataset = script.CutoutDataset(Path(folder), candidates)
+    order = dataset.shuffle(np.arange(len(candidates)), [SEED])
+    candidates = candidates.assign(split=split, path=paths).iloc[order]
+    candidates.reset_index(drop=True).to_pickle(table_path)
+    height, width, _ = np.load(paths[0], mmap_mode="r").shape
+    return (
+        f"{paths.nunique()} jobs of {height} x {width} pixels, {(split == 'train').sum():,} of"
+        f" {len(candidates):,} candidates to train on"
+    )
+
+
+def cut_out(image: np.ndarray, x: float, y: float, square: np.ndarray) -> None:
+    """Copy the pixels around a position into a square of zeros (64, 64, 4)."""
+    left, top = (math.floor(value + 0.5) - 32 for value in (x, y))
+    part = image[max(top, 0) : top + 64, max(left, 0) : left + 64]
+    square[max(-top, 0) :, max(-left, 0) :][: part.shape[0], : part.shape[1]] = part
+
+
+def load_plainly(
+    candidates: pd.DataFrame, open_tensor: Callable[[str], np.ndarray], batches: list[np.ndarray]
+) -> Iterator[np.ndarray]:
+    """Yield the cutouts of batches, float32 (N, 64, 64, 4)."""
+    places = candidates[["path", "x", "y"]].to_numpy().tolist()
+    for rows in batches:
+        squares = np.zeros((len(rows), 64, 64, 4), np.float32)
+        for square, row in zip(squares, rows, strict=True):
+            path, x, y = places[row]
+            cut_out(open_tensor(path), x, y, square)
+        yield squares
+
+
+def read_cutouts(way: str, cold: bool, folder: str, table_path: str) -> tuple[float, str]:
+    """Read all cutouts once; return cutouts/s and a digest of the first batch."""
+    candidates = pd.read_pickle(table_path)
+    batches = script.divide(np.arange(len(candidates)), script.BATCH_SIZE)
+    open_tensor = partial(np.load, mmap_mode="r")
+    if way == "plain maps":
+        open_tensor = {path: open_tensor(path) for path in candidates["path"].unique()}.get
+    loaded = load_plainly(candidates, open_tensor, batches)
+    if way == "ours":
+        dataset = script.CutoutDataset(Path(folder), candidates)
+        loaded = (cutouts.permute(0, 2, 3, 1) for cutouts, _, _ in dataset.load(batches))
+    if cold:
+        os.sync()
+        DROP_CACHES.write_text("3")
+    start = time.perf_counter()
+    first = next(loaded)
+    for _ in loaded:
+        pass
+    rate = len(candidates) / (time.perf_counter() - start)
+    return rate, hashlib.sha256(np.ascontiguousarray(first)).hexdigest()
+
+
 class TextbookDataset(Dataset):
-    def __init__(self, rows):
-        keys = candidates.loc[rows, ["jid", "id"]].itertuples(index=False, name=None)
-        self.records, self.features = [records[key] for key in keys], dataset.features[rows]
-    def __len__(self):
+    """Candidates one by one, each from a tensor that is opened for it."""
+
+    def __init__(self, candidates: pd.DataFrame, features: torch.Tensor) -> None:
+        self.records, self.features = candidates.to_dict("records"), features
+
+    def __len__(self) -> int:
+        """Return the number of candidates."""
         return len(self.records)
-    def __getitem__(self, i):
-        record = self.records[i]
-        path = folder + "/" + record[name("image_filename")].decode()
-        image = np.load(path, mmap_mode="r")
-        top, left = (int(np.floor(record[name(axis)] + 0.5)) - 32 for axis in "yx")
-        y, x = max(top, 0), max(left, 0)
-        inner = image[y : top + 64, x : left + 64]
-        cutout = np.zeros((64, 64, 4), np.float32)
-        cutout[y - top : y - top + inner.shape[0], x - left : x - left + inner.shape[1]] = inner
-        cutout = torch.from_numpy(cutout).permute(2, 0, 1).contiguous()
-        return cutout, self.features[i], torch.tensor(record[name("label")]).float()
-def train(network, epochs):
-    optimizer = torch.optim.SGD(network.parameters(), lr=float(learning_rate), momentum=0.9)
-    for _ in range(epochs):
-        for cutouts, features, labels in loader:
-            optimizer.zero_grad()
-            loss_function(network(cutouts, features), labels).backward()
-            optimizer.step()
-loader = DataLoader(TextbookDataset(rows), batch_size=16, shuffle=True)
-labels = dataset.labels[rows]
-loss_function = torch.nn.BCEWithLogitsLoss(pos_weight=(1 - labels).sum() / labels.sum())
-train(script.RealBogusNetwork(), 1)
-start = time.perf_counter()
-for _ in range(epochs):
-    for batch in loader:
-        pass
-loaded = time.perf_counter()
-network = script.RealBogusNetwork()
-train(network, epochs)
-trained = time.perf_counter()
-figures = {"loading": used / (loaded - start), "training": used / (trained - loaded)}
-test_loader = DataLoader(TextbookDataset(test_rows), batch_size=128)
-network.eval()
-with torch.inference_mode():
-    logits = torch.cat([network(cutouts, features) for cutouts, features, _ in test_loader])
-finish(figures, logits, next(iter(test_loader)))
-"""
-OURS = SETUP
-OURS += """
-def read():
-    order = np.random.default_rng(args.seed).permutation(rows)
-    return script.read_batches(dataset, script.share_out(order, args), args)
-next(read())
-figures = {"first batch": time.perf_counter() - start}
-def timed(train_epoch):
-    def call(*arguments):
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return cutout, features and label of a candidate."""
+        record, square = self.records[i], np.zeros((64, 64, 4), np.float32)
+        cut_out(np.load(record["path"], mmap_mode="r"), record["x"], record["y"], square)
+        cutout = torch.from_numpy(square).permute(2, 0, 1).contiguous()
+        return cutout, self.features[i], torch.tensor(record["label"], dtype=torch.float32)
+
+
+def train_textbook(seed: int, epochs: int, folder: str, table_path: str) -> tuple[float, float]:
+    """Train as textbooks do; return candidates/s and average precision on the test split, %."""
+    candidates = pd.read_pickle(table_path)
+    train, test = (np.flatnonzero(candidates["split"] == name) for name in ("train", "test"))
+    dataset = script.CutoutDataset(Path(folder), candidates)
+    dataset.fit_features(train)
+    batches = script.divide(np.arange(len(dataset)), script.BATCH_SIZE)
+    features = torch.cat([features for _, features, _ in dataset.load(batches)])
+    odds = torch.tensor(1 / candidates["label"][train].mean() - 1)
+    loss_function = torch.nn.BCEWithLogitsLoss(pos_weight=odds)
+    torch.manual_seed(seed)
+    train_set = TextbookDataset(candidates.iloc[train], features[train])
+    loader = DataLoader(train_set, batch_size=16, shuffle=True)
+    for passes in (1, epochs):  # the first does not count
+        network = script.RealBogusNetwork()
+        optimizer = torch.optim.SGD(network.parameters(), lr=LEARNING_RATE, momentum=0.9)
         start = time.perf_counter()
-        loss = train_epoch(*arguments)
-        seconds.append(time.perf_counter() - start)
-        return loss
-    return call
-seconds = []
-script.train_epoch = timed(script.train_epoch)
-script.find_best = lambda history: history[-1]  # judged after the last epoch, like the textbook's
-script.train(dataset, args)
-start = time.perf_counter()
-for _ in range(epochs):
-    for batch in read():
-        pass
-figures["loading"] = used / (time.perf_counter() - start)
-args.epochs, fast = epochs, args.dtype
-for kind, args.dtype in (("in float32", torch.float32), ("training", fast)):
-    seconds.clear()
-    network, _ = script.train(dataset, args)
-    figures[kind] = used / sum(seconds)
-file = dataset.files[0]
-figures["head"] = [
-    f"{len(dataset.files)} jobs of {file.height} x {file.width} pixels, {len(rows):,} of"
-    f" {len(dataset):,} candidates to train on",
-    f"ours {str(fast).removeprefix('torch.')}, batch {args.batch_size}",
-]
-finish(figures, script.predict(network, dataset, test_rows, args), dataset[test_rows[:128]])
-"""
-SOURCES = {"textbook": TEXTBOOK, "mlcroissant alone": ALONE, "ours": OURS}
+        for _ in range(passes):
+            for *inputs, labels in loader:
+                optimizer.zero_grad()
+                loss_function(network(*inputs), labels).backward()
+                optimizer.step()
+        rate = passes * len(train) / (time.perf_counter() - start)
+    test_loader = DataLoader(TextbookDataset(candidates.iloc[test], features[test]), batch_size=128)
+    network.eval()
+    with torch.inference_mode():
+        logits = torch.cat([network(*inputs) for *inputs, _ in test_loader])
+    return rate, 100 * average_precision_score(candidates["label"][test], logits)
+
+
+def train_ours(seed: int, epochs: int, folder: str, table_path: str) -> tuple[float, float]:
+    """Train as the script does; return the same."""
+    candidates = pd.read_pickle(table_path)
+    split = candidates["split"].to_numpy()
+    train, test = (np.flatnonzero(split == name) for name in ("train", "test"))
+    settings = script.parse_args(["-d", folder, "--seed", str(seed), "--device", "cpu"])
+    backend = script.pick_backend(settings.device)
+    dataset = script.CutoutDataset(Path(folder), candidates)
+    dataset.fit_features(train)
+    for passes in (1, epochs):  # the first does not count
+        start = time.perf_counter()
+        network, _ = script.train(dataset, split, replace(settings, epochs=passes), backend)
+        rate = passes * len(train) / (time.perf_counter() - start)
+    logits = script.predict(network, dataset, test, settings.batch_size, backend)
+    return rate, 100 * average_precision_score(candidates["label"][test], logits)
+
+
+def read_index(processes: int, folder: str, rows: int) -> float:
+    """Return records/s of ours in one process or more, or of mlcroissant alone: 0 processes."""
+    start = time.perf_counter()
+    if processes:
+        script.count_cpus = lambda: processes
+        script.PART_ROWS = rows if processes == 1 else min(script.PART_ROWS, -(-rows // processes))
+        read_candidates(Path(folder), None)
+    else:
+        for _ in mlc.Dataset(Path(folder, "croissant.json")).records("transient_candidates"):
+            pass
+    return rows / (time.perf_counter() - start)
 
 
 def describe(folder: Path) -> Path:
-    """Write croissant.json into a dataset, and return its folder."""
+    """Write croissant.json into a dataset; return its folder."""
     paths = "-c", folder / "master_index.csv", "-o", folder / "croissant.json"
     run("croissant.json", sys.executable, ROOT / "generate_croissant.py", *paths)
     return folder
 
 
 def find_dataset(args: argparse.Namespace, work_dir: Path) -> Path:
-    """Return the folder of the dataset to work on, after making it where none is given."""
+    """Return the folder of the dataset to work on, after making it if none is given."""
     if args.dataset_dir is not None:
         if not (args.dataset_dir / "croissant.json").is_file():
             raise BenchmarkError(f"{args.dataset_dir}: no croissant.json there; expected a dataset")
@@ -186,81 +233,77 @@ def find_dataset(args: argparse.Namespace, work_dir: Path) -> Path:
     return describe(folder)
 
 
-def make_part(dataset_dir: Path, folder: Path, rows: list[dict[str, str]]) -> Path:
-    """Make a dataset of some rows of another one's index, with links to their tensors."""
-    (folder / "images").mkdir(parents=True)
-    for name in {row["image_filename"] for row in rows}:
-        (folder / name).symlink_to(dataset_dir / name)
-    with (folder / "master_index.csv").open("w", newline="", encoding="utf-8") as handle:
-        writer = csv.DictWriter(handle, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+def repeat_rows(dataset_dir: Path, folder: Path, rows: int) -> Path:
+    """Make a dataset of so many rows: those of another one, repeated or thinned, with new ids."""
+    index = pd.read_csv(dataset_dir / "master_index.csv", dtype=str, keep_default_na=False)
+    folder.mkdir()
+    (folder / "images").symlink_to(dataset_dir / "images")
+    repeated = index.iloc[np.arange(rows) * len(index) // rows].assign(id=range(1, rows + 1))
+    repeated.to_csv(folder / "master_index.csv", index=False)
     return describe(folder)
 
 
-def make_parts(dataset_dir: Path, work_dir: Path, count: int) -> dict[str, Path]:
-    """Make datasets of as many candidates: of one job, the one with most of them, and of all."""
-    with (dataset_dir / "master_index.csv").open(newline="", encoding="utf-8") as handle:
-        index = list(csv.DictReader(handle))
-    jobs = Counter(row["jid"] for row in index)
-    if len(jobs) < 3:  # one for each split
-        raise BenchmarkError(f"{dataset_dir}: candidates of {len(jobs)} jobs, expected 3 or more")
-    ((jid, most),) = jobs.most_common(1)
-    parts = {}
-    for name, rows in (
-        ("1 job", [row for row in index if row["jid"] == jid]),
-        (f"{len(jobs)} jobs", index),
-    ):
-        places = sorted(random.Random(0).sample(range(len(rows)), min(count, most)))
-        parts[name] = make_part(dataset_dir, work_dir / name, [rows[i] for i in places])
-    return parts
+def with_ratios(figures: Section, *pairs: tuple[str, str]) -> Section:
+    """Add ratios of figures."""
+    return figures | {f"{one} / {other}": figures[one] / figures[other] for one, other in pairs}
 
 
-def make_round(args: argparse.Namespace, dataset_dir: Path, number: int) -> dict:
-    """Run the sources once and return what each printed; the loops have to see the same cutouts."""
-    options = dataset_dir, str(args.candidates), str(args.epochs), str(number), LEARNING_RATE
-    printed = {}
-    for name, source in SOURCES.items():
-        text = run(name, sys.executable, "-c", source, ROOT, *options).text
-        printed[name] = json.loads(text.splitlines()[-1])
-    if printed["textbook"]["seen"] != printed["ours"]["seen"]:
-        raise BenchmarkError(f"{SCRIPT.name}: its cutouts differ from the textbook's")
-    return printed
+def measure_cutouts(cold: bool, *paths: Path) -> Section:
+    """Read the cutouts in each way; raise BenchmarkError if they differ."""
+    ways = *others, ours = "plain maps", "np.load per sample", "ours"
+    results = {way: call(read_cutouts, way, cold, *paths) for way in ways}
+    if len({digest for _, digest in results.values()}) > 1:
+        raise BenchmarkError(f"{script.__file__}: its cutouts differ from those of plain maps")
+    rates = {way: rate for way, (rate, _) in results.items()}
+    return with_ratios(rates, *((ours, other) for other in others))
 
 
-def with_ratio(figures: Figures) -> Figures:
-    """Add how many times the first of two figures the second one is."""
-    (one, firsts), (other, seconds) = figures.items()
-    ratios = [second / first for first, second in zip(firsts, seconds, strict=True)]
-    return figures | {f"{other} / {one}": ratios}
+def measure_training(*arguments: object) -> dict[str, Section]:
+    """Train in both ways."""
+    pairs = zip(call(train_textbook, *arguments), call(train_ours, *arguments), strict=True)
+    rates, precision = (dict(zip(("textbook", "ours"), pair, strict=True)) for pair in pairs)
+    rates = with_ratios(rates, ("ours", "textbook"))
+    return {"training, candidates/s": rates, "average precision, test split, %": precision}
+
+
+def measure_records(args: argparse.Namespace, index: Path, quick_index: Path) -> dict[str, Section]:
+    """Read the index in each way, and take a quick look at a larger one."""
+    ways = alone, one, two = "mlcroissant alone", "1 process", "2 processes"
+    rates = {way: call(read_index, number, index, args.records) for number, way in enumerate(ways)}
+    rates = with_ratios(rates, (one, alone), (two, alone), (two, one))
+    words = sys.executable, script.__file__, "-d", quick_index, *QUICK_LOOK
+    ours, everything = run("quick look", *words).seconds, args.quick_records / rates[alone]
+    return {
+        f"records/s, {args.records:,} records": rates,
+        f"quick look, {args.quick_records:,} records": {
+            "ours, s": ours,
+            "mlcroissant alone, extrapolated, s": everything,
+            "extrapolated / ours": everything / ours,
+        },
+    }
 
 
 def benchmark(args: argparse.Namespace, work_dir: Path) -> str:
     """Measure everything in a temporary folder; return the table."""
-    dataset_dir = find_dataset(args, work_dir)
-    parts = make_parts(dataset_dir, work_dir, args.candidates)
-    rounds = [make_round(args, dataset_dir, number) for number in range(args.rounds)]
-    words = sys.executable, SCRIPT, "--epochs", "1", "-d"
-    memory = {
-        name: [run(name, *words, folder).peak_mb for _ in rounds] for name, folder in parts.items()
-    }
-    loading, training, precision = (
-        {name: [printed[name][key] for printed in rounds] for name in ("textbook", "ours")}
-        for key in ("loading", "training", "precision")
-    )
-    float32, first = ([r["ours"][key] for r in rounds] for key in ("in float32", "first batch"))
-    alone = [printed["mlcroissant alone"] for printed in rounds]
-    beyond = [whole - part for whole, part in zip(first, alone, strict=True)]
+    folder, table_path = find_dataset(args, work_dir), work_dir / "candidates.pkl"
+    data = call(select_candidates, args.candidates, folder, table_path)
+    index = repeat_rows(folder, work_dir / "records", args.records)
+    quick_index = repeat_rows(folder, work_dir / "quick", args.quick_records)
+    rounds, cold = [], os.access(DROP_CACHES, os.W_OK)
+    for seed in range(args.rounds):
+        call(read_cutouts, "plain maps", False, folder, table_path)  # into the page cache
+        made = {"cutouts/s, warm page cache": measure_cutouts(False, folder, table_path)}
+        made |= measure_training(seed, args.epochs, folder, table_path)
+        made |= measure_records(args, index, quick_index)
+        rounds.append(made)
+    for made in rounds:  # last, so that nothing else is read from a cold page cache
+        title = "cutouts/s, cold page cache" + ("" if cold else ": left out, only root can drop it")
+        made[title] = measure_cutouts(True, folder, table_path) if cold else {}
     sections = {
-        "loading, candidates/s": with_ratio(loading),
-        "training, candidates/s": with_ratio(training) | {"ours in float32": float32},
-        "average precision, %": precision,
-        "start, s": {"mlcroissant alone": alone, "to the first batch": first, "beyond it": beyond},
-        "memory, MB": with_ratio(memory),
+        title: {what: [made[title][what] for made in rounds] for what in figures}
+        for title, figures in rounds[0].items()
     }
-    data, kind = rounds[0]["ours"]["head"]
-    counts = f"epochs {args.epochs}, rounds {args.rounds}"
-    head = f"{SCRIPT.name}: {data}", f"{counts}; textbook float32, batch 16; {kind}"
+    head = f"{Path(script.__file__).name}: {data}", f"epochs {args.epochs}, rounds {args.rounds}"
     return table(head, sections)
 
 
@@ -270,14 +313,20 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
     add = parser.add_argument
     add("--dataset_dir", type=Path, help="dataset to use instead of simulated jobs")
-    add("--jobs", type=int, default=5, help="jobs to simulate")
     add("--size", type=int, default=4089, help="pixels a side of the simulated jobs")
-    add("--candidates", type=int, default=6000, help="candidates to use, evenly over the jobs")
-    add("--epochs", type=int, default=3, help="passes over the training split")
-    add("--rounds", type=int, default=3, help="rounds that count")
     add("--work_dir", type=Path, default=tempfile.gettempdir(), help="where to put temporary files")
+    counts = {  # default, least, and what is counted
+        "jobs": (5, 3, "jobs to simulate"),
+        "candidates": (6000, 30, "candidates to use, evenly over the jobs"),
+        "epochs": (3, 1, "passes over the training split"),
+        "rounds": (3, 1, "rounds that count"),
+        "records": (20_000, 30, "rows of the index that is read whole"),
+        "quick_records": (300_000, 30, "rows of the index of the quick look"),
+    }
+    for name, (default, _, text) in counts.items():
+        add(f"--{name}", type=int, default=default, help=text)
     args = parser.parse_args(argv)
-    for name, least in {"jobs": 3, "candidates": 30, "epochs": 1, "rounds": 1}.items():
+    for name, (_, least, _) in counts.items():
         if getattr(args, name) < least:
             parser.error(f"--{name}: expected {least} or more, got {getattr(args, name)}")
     for name in ("jobs", "size"):
