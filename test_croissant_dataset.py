@@ -44,7 +44,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import redirect_stdout, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -72,7 +72,7 @@ FIELDS = {f"{RECORD_SET}/{column}": column for column in (*TEXT_COLUMNS, *NUMBER
 CUTOUT_PX = 64  # side of a cutout; the candidate's nearest pixel is at [32, 32]
 INNER_PX = 16  # side of its middle, which the network sees at full resolution
 CHECKED_CUTOUTS = 1000  # read before training; the others are checked when they are trained on
-PART_ROWS = 10_000  # of the index, which mlcroissant reads in 2.5 s; more are read in parallel
+RECORDS_PER_PART = 10_000  # which mlcroissant reads in 2.5 s; more are read in parallel
 MEMORY_SHARE = 0.25  # of the memory, for the tensors among which candidates are shuffled
 BATCHES_AHEAD = 4  # that the kernel is told of before they are read
 SPLITS = ("train", "validation", "test")
@@ -86,6 +86,7 @@ RESAMPLES = 1000  # of the bootstrap
 MIN_JOBS = 10  # jobs of a split from which on whole jobs are resampled, too
 MIN_EACH = 5  # real and bogus test candidates, without which there is no verdict
 SEED = 20260
+DEVICES = ("auto", "cuda", "mps", "cpu")
 MAX_PROBLEMS = 20  # named of each kind, the others are counted
 CURVES = (  # title and axes of the report's upper row
     ("Loss", "epoch", "weighted cross-entropy"),
@@ -257,7 +258,7 @@ def read_records(
         jobs = pd.read_csv(index_path, usecols=["jid"], dtype=str)["jid"]
         count = len(jobs) if wanted is None else min(wanted, len(jobs))
         skipped = np.flatnonzero(~choose_evenly(jobs, count, seed)) + 1 if count < len(jobs) else []
-        parts = max(1, math.ceil(count / PART_ROWS))
+        parts = max(1, math.ceil(count / RECORDS_PER_PART))
         size = max(1, math.ceil(count / parts))
         text = {"dtype": str, "keep_default_na": False}  # cells as they are
         rows = pd.read_csv(index_path, skiprows=skipped, chunksize=size, **text)
@@ -680,8 +681,13 @@ class Backend:
 
     device: torch.device
     dtype: torch.dtype  # of the convolutions
-    rank: int = 0
-    processes: int = 1
+    rank: int
+    processes: int
+
+    def join(self) -> None:
+        """Meet the other processes."""
+        if self.processes > 1:
+            distributed.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
 
     def share(self, rows: np.ndarray) -> np.ndarray:
         """Return this process's share of a batch."""
@@ -718,12 +724,10 @@ def pick_backend(name: str) -> Backend:
         fast = getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16")
         if count_cpus() <= 2:  # beside another program, two threads wait for each other for ever
             torch.set_num_threads(1)
-    backend = Backend(torch.device(name), torch.bfloat16 if fast else torch.float32)
-    if distributed.is_torchelastic_launched():
-        distributed.init_process_group("nccl" if name.startswith("cuda") else "gloo")
-        ranks = {"rank": distributed.get_rank(), "processes": distributed.get_world_size()}
-        backend = replace(backend, **ranks)
-    return backend
+    place = ("RANK", 0), ("WORLD_SIZE", 1)
+    started = distributed.is_torchelastic_launched()
+    ranks = (int(os.environ[name]) if started else alone for name, alone in place)
+    return Backend(torch.device(name), torch.bfloat16 if fast else torch.float32, *ranks)
 
 
 def augment(cutouts: torch.Tensor) -> torch.Tensor:
@@ -979,19 +983,15 @@ def show(estimate: Estimate) -> str:
     return "{:.3f} ({:.3f} to {:.3f})".format(*estimate)
 
 
-def count_splits(candidates: pd.DataFrame, split: np.ndarray) -> pd.DataFrame:
-    """Return a table of the jobs, the candidates and the real candidates of each split."""
+def describe_splits(candidates: pd.DataFrame, split: np.ndarray) -> tuple[pd.DataFrame, str]:
+    """Count jobs, candidates and real ones of each split; return the table and lines about it."""
     columns = {"jobs": ("jid", "nunique"), "candidates": ("jid", "size"), "real": ("label", "sum")}
-    return candidates.groupby(split).agg(**columns).loc[list(SPLITS)].astype(int)
-
-
-def describe_splits(counts: pd.DataFrame, jobs: int) -> str:
-    """Return the lines about the splits."""
-    unit = "job" if counts["jobs"].sum() == jobs else "candidate"
+    counts = candidates.groupby(split).agg(**columns).loc[list(SPLITS)].astype(int)
+    unit = "job" if counts["jobs"].sum() == candidates["jid"].nunique() else "candidate"
     lines = [f"  {f'split by {unit}':<22}{'jobs':>6}{'candidates':>13}{'real':>8}"]
     for name, jobs, count, real in counts.itertuples():
         lines.append(f"  {name:<22}{jobs:6,}{count:13,}{real:8,} ({real / count:.1%})")
-    return "\n".join(lines)
+    return counts, "\n".join(lines)
 
 
 def describe_results(results: dict) -> str:
@@ -1000,22 +1000,21 @@ def describe_results(results: dict) -> str:
     for name, figures in results["rankings"].items():
         rows[name] = [show(figures[key]) for key in FIGURES]
     rows["base rate"] = ["0.500", "0.500", f"{results['base_rate']:.3f}"]
-    lines = [
-        f"  {name:<22}" + "".join(f"{cell:<25}" for cell in row).rstrip()
-        for name, row in rows.items()
-    ]
+    cells = ([f"  {name:<22}", *(f"{cell:<25}" for cell in row)] for name, row in rows.items())
     calls = results["calls"]
-    counts = {name: f"{values[0]:,.0f}" for name, values in calls.items()}
-    rates = ", ".join(f"{name} {show(calls[name])}" for name in ("precision", "recall"))
-    return (
-        "\n".join(lines)
-        + f"""
-  called real from score {calls["threshold"][0]:.3f} on, the highest F1 of the validation split:
-  {rates}, F1 {calls["f1"][0]:.3f}
-                          called real  called bogus
-  real   {counts["true_positives"]:>30}{counts["false_negatives"]:>14}
-  bogus  {counts["false_positives"]:>30}{counts["true_negatives"]:>14}
-verdict: {results["verdict"]}"""
+    counts = [f"{calls[name][0]:,.0f}" for name in MATRIX]
+    return "\n".join(
+        [
+            *("".join(row).rstrip() for row in cells),
+            f"  called real from score {calls['threshold'][0]:.3f} on,"
+            " the highest F1 of the validation split:",
+            f"  precision {show(calls['precision'])}, recall {show(calls['recall'])},"
+            f" F1 {calls['f1'][0]:.3f}",
+            f"  {'called real':>35}{'called bogus':>14}",
+            "  real {:>30}{:>14}".format(*counts[:2]),
+            "  bogus{:>30}{:>14}".format(*counts[2:]),
+            f"verdict: {results['verdict']}",
+        ]
     )
 
 
@@ -1115,9 +1114,10 @@ def run(settings: Settings) -> int:
         prepare_report_dir(settings.report_dir)
     dataset, split = examine(settings)
     candidates, rows = dataset.candidates, np.flatnonzero(split == "train")
-    counts = count_splits(candidates, split)
-    print(describe_splits(counts, candidates["jid"].nunique()), flush=True)
+    counts, lines = describe_splits(candidates, split)
+    print(lines, flush=True)
     center, scale = dataset.fit_features(rows)
+    backend.join()
     network, history = train(dataset, split, settings, backend)
     everything = np.arange(len(dataset))
     logits = predict(network, dataset, everything, settings.batch_size, backend)
@@ -1172,36 +1172,27 @@ def parse_args(argv: list[str] | None) -> Settings:
     )
     add, number = parser.add_argument, {"type": int, "metavar": "N"}
     add("-d", "--dataset_dir", type=Path, default="./hackathon_dataset", help="dataset to train on")
-    add(
-        "--epochs",
-        help=f"passes over the training split; about {STEPS} steps if not given",
-        **number,
-    )
+    add("--epochs", help=f"passes over the training split, else {STEPS} steps", **number)
     add("--batch_size", default=BATCH_SIZE, help="candidates per step", **number)
     add("--learning_rate", type=float, default=LEARNING_RATE, help="highest of the one-cycle rate")
     add("--seed", default=SEED, help="seed of the split, the weights and the order", **number)
-    add(
-        "--device",
-        choices=("auto", "cuda", "mps", "cpu"),
-        default="auto",
-        help="what to compute on",
-    )
+    add("--device", choices=DEVICES, default="auto", help="what to compute on")
     add("--report_dir", type=Path, help="folder for the figures, scores, weights and a picture")
     add("--min_ap", type=float, help="average precision below which the exit code is 1")
     add("--max_candidates", help="take no more of them, evenly over the jobs", **number)
     settings = Settings(**vars(parser.parse_args(argv)))
     ranges = {  # least and most
-        "epochs": (1, math.inf),
-        "batch_size": (2, math.inf),
+        "epochs": (1, 10**9),
+        "batch_size": (2, 10**9),
         "learning_rate": (1e-9, 1),
         "seed": (0, 2**32 - 1),
         "min_ap": (0, 1),
-        "max_candidates": (1, math.inf),
+        "max_candidates": (1, 10**9),
     }
     for name, (least, most) in ranges.items():
         value = getattr(settings, name)
         if value is not None and not least <= value <= most:
-            parser.error(f"--{name}: expected {least:g} to {most:g}, got {value:g}")
+            parser.error(f"--{name}: expected {least} to {most}, got {value}")
     return settings
 
 
