@@ -186,20 +186,26 @@ def test_candidates_have_exactly_the_numbers_of_the_index(report, monkeypatch):
     )
 
 
-def test_predictions_are_those_of_the_saved_model(report):
-    predictions = report.predictions()
-    saved = torch.load(report.folder / "model.pt", weights_only=True)
+def score_by_model(dataset_dir: Path, report_dir: Path) -> np.ndarray:
+    """Return the scores that model.pt gives, one by one: they do not depend on a batch."""
+    saved = torch.load(report_dir / "model.pt", weights_only=True)
     network = training.RealBogusNetwork().eval()
     network.load_state_dict(saved["weights"])
-    dataset = CutoutDataset(report.dataset, read_index(report.dataset))
-    center, scale = dataset.fit_features(np.flatnonzero(predictions["split"] == "train"))
+    dataset = CutoutDataset(dataset_dir, read_index(dataset_dir))
+    split = pd.read_csv(report_dir / "predictions.csv")["split"]
+    center, scale = dataset.fit_features(np.flatnonzero(split == "train"))
     np.testing.assert_array_equal(saved["center"], center)
     np.testing.assert_array_equal(saved["scale"], scale)
-    with torch.inference_mode():  # one by one: a score does not depend on the rest of its batch
-        logits = [network(*dataset[np.array([row])][:2]) for row in range(len(predictions))]
-    scores = torch.sigmoid(torch.cat(logits))
-    tolerance = 0.1 * np.ptp(scores.numpy())  # bfloat16, maybe
-    np.testing.assert_allclose(predictions["score"], scores, atol=tolerance)
+    with torch.inference_mode():
+        logits = [network(*dataset[np.array([row])][:2]) for row in range(len(split))]
+    return torch.sigmoid(torch.cat(logits)).numpy()
+
+
+def test_predictions_are_those_of_the_saved_model(report):
+    scores = score_by_model(report.dataset, report.folder)
+    tolerance = 0.1 * np.ptp(scores)  # bfloat16, maybe
+    np.testing.assert_allclose(report.predictions()["score"], scores, atol=tolerance)
+    saved = torch.load(report.folder / "model.pt", weights_only=True)
     assert saved["settings"]["epochs"] == "3"
     assert tuple(saved["feature_columns"]) == FEATURE_COLUMNS
     assert saved["threshold"] == report.metrics()["calls"]["threshold"][0]
@@ -567,6 +573,8 @@ def test_two_processes_train_like_one(sample_copy, tmp_path):
     losses = [found["history"][0]["train_loss"] for found in (one, two)]
     assert losses[1] == pytest.approx(losses[0], rel=0.2)
     predictions = [pd.read_csv(tmp_path / name / "predictions.csv") for name in "12"]
+    scores = score_by_model(sample_copy, tmp_path / "2")
+    np.testing.assert_allclose(predictions[1]["score"], scores, atol=0.05 * np.ptp(scores))
     same = ["jid", "id", "split", "label"]
     assert predictions[0][same].equals(predictions[1][same])
     for found, table in zip((one, two), predictions, strict=True):
