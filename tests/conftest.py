@@ -1,8 +1,9 @@
 """Small job folders like RAPID's, written afresh for each test."""
 
-import argparse
+import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from astropy.io import fits
 from astropy.table import Table
 from astropy.wcs import WCS
@@ -262,13 +262,50 @@ def description_of(dataset: Path) -> dict:
     return json.loads((dataset / "croissant.json").read_text(encoding="utf-8"))
 
 
-def training_args(**changes: object) -> argparse.Namespace:
-    """Return what the functions of test_croissant_dataset.py are told: one process on the CPU."""
-    args = test_croissant_dataset.parse_args([])
-    args.device, args.dtype = torch.device("cpu"), torch.float32
-    args.rank, args.processes = 0, 1
-    vars(args).update(changes)
-    return args
+def edit_json(dataset: Path, change: Callable[[dict], object]) -> None:
+    """Change the croissant.json of a dataset."""
+    path = dataset / "croissant.json"
+    description = json.loads(path.read_text())
+    change(description)
+    path.write_text(json.dumps(description))
+
+
+def edit_and_hash(dataset: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
+    """Change the index and its checksum, past what generate_croissant.py would refuse."""
+    edit_index(dataset, change)
+    digest = hashlib.sha256((dataset / "master_index.csv").read_bytes()).hexdigest()
+    edit_json(dataset, lambda description: description["distribution"][0].update(sha256=digest))
+
+
+def write_dataset(
+    folder: Path,
+    jobs: dict[str, list[int]],
+    shape: tuple[int, int] = SHAPE,
+    seed: int = 0,
+    **columns: object,
+) -> Path:
+    """Write noise tensors, an index and croissant.json; of each job, the labels are given."""
+    rng = np.random.default_rng(seed)
+    (folder / "images").mkdir(parents=True)
+    for jid in jobs:
+        np.save(folder / "images" / f"{jid}.npy", rng.random((*shape, 4), np.float32))
+    label = np.concatenate(list(jobs.values())).astype(int)
+    names = list(create_dataset.INDEX_COLUMNS)
+    index = pd.DataFrame(rng.normal(size=(len(label), len(names))), columns=names)
+    index["id"] = np.arange(1, len(label) + 1)
+    index["jid"] = np.repeat(list(jobs), [len(labels) for labels in jobs.values()])
+    index["x"], index["y"] = rng.uniform(0, np.array(shape)[::-1] - 1, (len(label), 2)).T
+    index["mag"] = index["mag"].where(rng.random(len(label)) < 0.7)
+    index["label"], index["match"] = label, np.where(label, index["id"], -1)
+    index["image_filename"] = "images/" + index["jid"] + ".npy"
+    index.assign(**columns).to_csv(folder / "master_index.csv", index=False)
+    assert describe(folder) == 0
+    return folder
+
+
+def read_index(dataset: Path) -> pd.DataFrame:
+    """Return the index of a dataset."""
+    return pd.read_csv(dataset / "master_index.csv")
 
 
 def write_two_tables(job: Path, catalog: pd.DataFrame, finder_order: list[int]) -> None:
@@ -301,6 +338,26 @@ def described(dataset: Path) -> Path:
     """Return a dataset of four small jobs with its croissant.json."""
     assert describe(dataset) == 0
     return dataset
+
+
+@pytest.fixture(scope="session")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a dataset to train on, only to be read: 4 jobs of 24, every other candidate real."""
+    folder = tmp_path_factory.mktemp("sample") / "dataset"
+    return write_dataset(folder, {f"jid{number:03d}": [0, 1] * 12 for number in range(1, 5)})
+
+
+@pytest.fixture
+def sample_copy(sample: Path, tmp_path: Path) -> Path:
+    """Return a copy of that dataset, to be changed."""
+    return shutil.copytree(sample, tmp_path / "dataset")
+
+
+@pytest.fixture
+def quick_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out what takes longest in small runs: many resamples, and report.png."""
+    monkeypatch.setattr(test_croissant_dataset, "RESAMPLES", 100)
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *_: None)
 
 
 @pytest.fixture

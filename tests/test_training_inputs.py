@@ -1,11 +1,10 @@
 """test_croissant_dataset.py: what it says of damaged, odd and small datasets."""
 
-import gc
 import hashlib
 import http.server
-import json
 import os
 import pickle
+import shutil
 import threading
 import zipfile
 from collections.abc import Callable
@@ -15,21 +14,28 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import CUT_HEADER, describe, edit_index, make_catalog, make_images, run, write_job
+from conftest import (
+    CUT_HEADER,
+    describe,
+    edit_and_hash,
+    edit_index,
+    edit_json,
+    finish,
+    read_index,
+    run,
+    start,
+    write_dataset,
+)
 
-import create_dataset
 import test_croissant_dataset as training
+from test_croissant_dataset import FEATURE_COLUMNS, split_candidates
+
+pytestmark = pytest.mark.usefixtures("quick_training")
+SCRIPT = Path(training.__file__)
 
 
 def train(dataset: Path, *options: str) -> int:
     return run(training, "-d", dataset, "--epochs", "1", *options)
-
-
-def edit_json(dataset: Path, change: Callable[[dict], object]) -> None:
-    path = dataset / "croissant.json"
-    description = json.loads(path.read_text())
-    change(description)
-    path.write_text(json.dumps(description))
 
 
 def write_json(dataset: Path, text: str) -> None:
@@ -44,13 +50,6 @@ def edit_file(dataset: Path, **values: object) -> None:
 def edit_and_describe(dataset: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
     edit_index(dataset, change)
     assert describe(dataset) == 0
-
-
-def edit_and_hash(dataset: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
-    """Change the index and its checksum, past what generate_croissant.py would refuse."""
-    edit_index(dataset, change)
-    content = (dataset / "master_index.csv").read_bytes()
-    edit_file(dataset, sha256=hashlib.sha256(content).hexdigest())
 
 
 def edit_cell(dataset: Path, column: str, value: object) -> None:
@@ -123,15 +122,15 @@ DAMAGES = {
     ),
     "no record set": (
         lambda d: edit_json(d, lambda j: j.pop("recordSet")),
-        *(RECORDS, "cannot read its records (ValueError: did not find any record set"),
+        *(VALID, "it does not describe transient_candidates/jid, transient_candidates/image"),
     ),
     "no such record set": (
         lambda d: edit_json(d, lambda j: j["recordSet"].pop(0)),
-        *(RECORDS, "cannot read its records (ValueError: did not find any record set"),
+        *(VALID, "it does not describe transient_candidates/jid, transient_candidates/image"),
     ),
     "a column is not described": (
         lambda d: edit_json(d, lambda j: j["recordSet"][0]["field"].pop(9)),
-        *(RECORDS, "cannot read its records (KeyError: 'transient_candidates/flux')"),
+        *(VALID, "it does not describe transient_candidates/flux)"),
     ),
     "index changed": (
         lambda d: (d / "master_index.csv").open("a").write("\n"),
@@ -156,7 +155,7 @@ DAMAGES = {
     "text for a number": (partial(edit_cell, column="flux", value="x"), RECORDS, "cannot read"),
     "label 2": (
         partial(edit_cell, column="label", value=2),
-        *(LABELS, "candidate 4 of jid001: label 2, match 3; run create_dataset.py again"),
+        *(LABELS, "candidate 4 of jid001: label 2, match 4; run create_dataset.py again"),
     ),
     "label contradicts match": (
         partial(edit_cell, column="match", value=-1),
@@ -169,7 +168,10 @@ DAMAGES = {
     ),
     "tensor of another job": (
         partial(edit_cell, column="image_filename", value="images/jid002.npy"),
-        *("candidates occur once", "candidate 4 of jid001: image is images/jid002.npy"),
+        *(
+            "candidates have their job's tensor",
+            "candidate 4 of jid001: image is images/jid002.npy",
+        ),
     ),
     "index in an archive": (
         put_index_into_archive,
@@ -181,19 +183,19 @@ DAMAGES = {
     ),
     "only bogus": (
         lambda d: edit_and_describe(d, lambda index: index.assign(label=0, match=-1.0)),
-        *(CLASSES, "0 of 48 candidates are real; both classes are needed"),
+        *(CLASSES, "0 of 96 candidates are real; training, validation and test need"),
     ),
     "only real": (
         lambda d: edit_and_describe(d, lambda index: index.assign(label=1, match=5.0)),
-        *(CLASSES, "48 of 48 candidates are real; both classes are needed"),
+        *(CLASSES, "96 of 96 candidates are real; training, validation and test need"),
     ),
     "no candidate": (
         lambda d: edit_and_hash(d, lambda index: index[:0]),
-        *(CLASSES, "0 of 0 candidates are real; both classes are needed"),
+        *(CLASSES, "0 of 0 candidates are real; training, validation and test need"),
     ),
     "one candidate": (
         lambda d: edit_and_describe(d, lambda index: index[:1]),
-        *(CLASSES, "0 of 1 candidates are real; both classes are needed"),
+        *(CLASSES, "0 of 1 candidates are real; training, validation and test need"),
     ),
     "no position": (
         partial(edit_cell, column="x", value=np.nan),
@@ -281,82 +283,87 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize(("damage", "claim", "message"), DAMAGES.values(), ids=DAMAGES)
-def test_damage_is_named_and_exit_code_1(described, capsys, damage, claim, message):
-    damage(described)
+def test_damage_is_named_and_exit_code_1(sample_copy, capsys, damage, claim, message):
+    damage(sample_copy)
     capsys.readouterr()
-    assert train(described) == 1
+    assert train(sample_copy) == 1
     captured = capsys.readouterr()
     assert message in captured.err
     failed = [line for line in captured.out.splitlines() if line.startswith("  no ")]
-    assert failed[-1].startswith(f"  no    {claim}")
-    assert len(failed) == 1 or "../" in message or "://" in message  # no tensor of its job either
+    assert [line.removeprefix("  no    ")[: len(claim)] for line in failed] == [claim]
+    assert "epoch" not in captured.err
 
 
-def test_all_that_does_not_hold_is_named_at_once(described, capsys):
-    edit_cell(described, "label", 0)
-    tensor_of(described).unlink()
-    (described / "images" / "jid004.npy").unlink()
-    assert train(described) == 1
+def test_all_that_does_not_hold_of_the_candidates_is_named_at_once(sample_copy, capsys):
+    def damage(index: pd.DataFrame) -> pd.DataFrame:
+        index.loc[3, "label"], index.loc[30, "x"] = 0, 99
+        return index.assign(id=index["id"].replace(50, 49))
+
+    edit_and_hash(sample_copy, damage)
+    capsys.readouterr()
+    assert train(sample_copy) == 1
     captured = capsys.readouterr()
-    assert [line.split("/")[-1] for line in captured.err.splitlines()] == [
-        "ERROR: candidate 4 of jid001: label 0, match 3; run create_dataset.py again",
-        "jid002.npy: not a readable tensor: there is no such file",
-        "jid004.npy: not a readable tensor: there is no such file",
+    reasons = [line.partition(": ")[2].partition("; ")[0] for line in captured.err.splitlines()]
+    y = read_index(sample_copy)["y"][30]
+    assert reasons == [
+        "candidate 4 of jid001: label 0, match 4",
+        "candidate 49 of jid003: twice",
+        f"candidate 31 of jid002: position (99, {y:g}) is not on its image",
     ]
-    assert captured.out.count("  no  ") == 2
+    assert captured.out.count("  no  ") == 3
     assert captured.out.count("  yes  ") == 5
 
 
-def test_many_problems_are_counted(described, capsys):
-    edit_and_hash(described, lambda index: index.assign(label=1 - index["label"]))
+def test_all_damaged_tensors_are_named_at_once(sample_copy, capsys):
+    for number in (2, 4):
+        (sample_copy / "images" / f"jid00{number}.npy").unlink()
+    assert train(sample_copy) == 1
+    captured = capsys.readouterr()
+    assert [line.split("/")[-1] for line in captured.err.splitlines()] == [
+        "jid002.npy: not a readable tensor: there is no such file",
+        "jid004.npy: not a readable tensor: there is no such file",
+    ]
+    assert captured.out.splitlines()[-1] == f"  no    {TENSORS}, whole, and float32 (H, W, 4)"
+
+
+def test_many_problems_are_counted(sample_copy, capsys):
+    edit_and_hash(sample_copy, lambda index: index.assign(label=1 - index["label"]))
     capsys.readouterr()
-    assert train(described) == 1
+    assert train(sample_copy) == 1
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == training.MAX_PROBLEMS + 1
-    assert lines[-1] == "ERROR: and 28 more"
+    assert len(lines) == 21
+    assert lines[-1] == "ERROR: and 76 more"
 
 
-def test_pixels_that_were_not_looked_at_first_are_found_in_training(described, capsys, monkeypatch):
-    monkeypatch.setattr(training, "CHECKED_CUTOUTS", 2)
-    edit_tensor(described, lambda tensor: tensor * np.float32(np.nan))
-    for workers in ("0", "2"):
-        assert train(described, "--workers", workers) == 1
-        captured = capsys.readouterr()
-        assert "(2 of 48 read)" in captured.out
-        assert captured.err.splitlines()[-1].endswith("remove it and run create_dataset.py")
-        assert "Traceback" not in captured.err
-        gc.collect()  # ends the workers, which create_dataset.py of the next test would kill
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (Path.unlink, "No such file or directory"),
-        (lambda path: path.write_bytes(b""), "jid002.npy: became shorter while it was in use"),
-    ],
-)
-@pytest.mark.parametrize("workers", ["0", "1"])
-def test_a_tensor_that_changes_in_training(
-    described, capsys, monkeypatch, change, message, workers
+def test_pixels_that_were_not_looked_at_first_are_found_in_training(
+    sample_copy, capsys, monkeypatch
 ):
-    def examine(args, examine=training.examine):
-        dataset = examine(args)
-        change(tensor_of(described))
-        return dataset
-
-    monkeypatch.setattr(training, "examine", examine)
-    assert train(described, "--workers", workers) == 1
-    error = capsys.readouterr().err
-    assert message in error
-    assert "Traceback" not in error
-    gc.collect()
+    monkeypatch.setattr(training, "CHECKED_CUTOUTS", 2)
+    edit_tensor(sample_copy, lambda tensor: tensor * np.float32(np.nan))
+    assert train(sample_copy) == 1
+    captured = capsys.readouterr()
+    assert "yes   cutouts are finite and in [0, 1] (2 of 96 read)" in captured.out
+    assert captured.err.splitlines()[-1] == (
+        "ERROR: images/jid002.npy: a pixel is not in [0, 1]; remove it and run create_dataset.py"
+        " again"
+    )
 
 
 def test_a_folder_that_is_not_there(tmp_path, capsys):
     assert train(tmp_path / "nothing") == 1
-    assert (
-        "croissant.json: no such file; generate_croissant.py writes it" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "croissant.json: no such file; generate_croissant.py writes it" in error
+
+
+def test_more_tensors_than_the_system_lets_be_open(sample):
+    limit = "sh", "-c", 'ulimit -n 100; exec "$@"', "sh"
+    done = finish(start(SCRIPT, "-d", sample, prefix=limit))
+    assert done.code == 1
+    assert done.err == (
+        "ERROR: 4 tensors are needed at once, but only 100 files may be open; have the limit raised"
+        " (ulimit -Hn), or split the dataset\n"
     )
+    assert f"  no    {TENSORS}" in done.out
 
 
 class Listener(http.server.BaseHTTPRequestHandler):
@@ -386,54 +393,179 @@ def listener():
         lambda json, url: json.update({"@context": url}),
         lambda json, url: json["@context"].update({"@import": url}),
         lambda json, url: json["recordSet"][0].update({"@context": [url]}),
-        lambda json, url: json["distribution"].append(
-            json["distribution"][0] | {"@id": "other", "name": "other", "contentUrl": url}
-        ),
     ],
-    ids=["index", "context", "import", "context of a record set", "another file"],
+    ids=["index", "context", "import", "context of a record set"],
 )
-def test_nothing_is_downloaded(described, capsys, listener, change):
-    edit_json(described, lambda description: change(description, listener))
-    assert train(described) == 1
+def test_nothing_is_downloaded(sample_copy, capsys, listener, change):
+    edit_json(sample_copy, lambda description: change(description, listener))
+    assert train(sample_copy) == 1
     assert Listener.asked == []
     error = capsys.readouterr().err
     assert "leads out of" in error or "is not written out" in error
 
 
-def make_dataset(folder: Path, jobs: int, size: int, positions: list[tuple[float, float]]) -> Path:
-    """Make a dataset whose candidates are at some positions, every other one real."""
-    for number in range(jobs):
-        catalog = make_catalog(len(positions)).assign(match=np.arange(len(positions)) % 2 - 1)
-        catalog[["x", "y"]] = positions
-        images = make_images(number, (size, size))
-        write_job(folder / "raw", f"jid{number}", catalog, images)
-    dataset = folder / "dataset"
-    assert run(create_dataset, "-i", folder / "raw", "-o", dataset) == 0
-    assert describe(dataset) == 0
-    return dataset
+def test_another_file_is_neither_needed_nor_downloaded(sample_copy, listener):
+    other = {"@id": "other", "name": "other", "contentUrl": listener}
+    edit_json(sample_copy, lambda j: j["distribution"].append(j["distribution"][0] | other))
+    assert train(sample_copy) == 0
+    assert Listener.asked == []
 
 
 @pytest.mark.parametrize("size", [8, 70])
 def test_candidates_in_corners_of_images_also_smaller_than_a_cutout(tmp_path, capsys, size):
-    end = size - 0.51
-    corners = [(-0.5, -0.5), (end, -0.5), (-0.5, end), (end, end)] * 2
-    dataset = make_dataset(tmp_path, jobs=3, size=size, positions=corners)
+    ends = np.array([-0.5, size - 0.51])
+    dataset = write_dataset(
+        tmp_path / "dataset",
+        {f"jid{number}": [0, 1] * 12 for number in range(3)},
+        shape=(size, size),
+        x=np.tile(ends, 36),
+        y=np.tile(ends.repeat(2), 18),
+    )
     assert train(dataset) == 0
-    assert "verdict: cannot tell: 4 real and 4 bogus test candidates" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "  yes   positions are on their image" in printed
+    assert "  test                       1           24      12 (50.0%)" in printed
 
 
 def test_one_job_is_split_by_candidate(tmp_path, capsys):
-    dataset = make_dataset(tmp_path, jobs=1, size=70, positions=[(9, 9)] * 30)
+    dataset = write_dataset(tmp_path / "dataset", {"jid1": [0, 1] * 60})
     capsys.readouterr()
     assert train(dataset) == 0
     captured = capsys.readouterr()
     assert "WARNING: too few jobs hold real and bogus candidates to split by job" in captured.err
     assert "split by candidate" in captured.out
-    assert "test                       1            6       3 (50.0%)" in captured.out
+    assert "test                       1           24      12 (50.0%)" in captured.out
 
 
-def test_too_few_real_candidates(described, capsys):
-    edit_and_describe(described, lambda index: index[(index["label"] == 0) | (index.index < 8)])
+def test_too_few_real_candidates(sample_copy, capsys):
+    edit_and_describe(sample_copy, lambda index: index[(index["label"] == 0) | (index.index < 4)])
     capsys.readouterr()
-    assert train(described) == 1
-    assert "2 of 38 candidates are real; training, validation and" in capsys.readouterr().err
+    assert train(sample_copy) == 1
+    assert "2 of 50 candidates are real; training, validation and" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("real", [1, 2, 4])
+def test_a_few_real_candidates_to_choose_the_threshold_by(tmp_path, capsys, monkeypatch, real):
+    """Bug: a resample without real validation candidates divides 0 by 0, which numpy warns of."""
+    monkeypatch.setattr(training, "RESAMPLES", 1000)
+    jobs = {f"jid{number}": [1] * real + [0] * 20 for number in range(3)}
+    dataset = write_dataset(tmp_path / "dataset", jobs)
+    assert train(dataset) == 0
+    assert "RuntimeWarning" not in capsys.readouterr().err
+
+
+# Copied jobs
+
+
+def copy_job(dataset: Path, jid: str, other: str) -> None:
+    """Copy a job under another name."""
+    shutil.copy(dataset / "images" / f"{jid}.npy", dataset / "images" / f"{other}.npy")
+
+    def append(index: pd.DataFrame) -> pd.DataFrame:
+        copy = index[index["jid"] == jid]
+        copy = copy.assign(jid=other, image_filename=f"images/{other}.npy")
+        return pd.concat([index, copy])
+
+    edit_and_describe(dataset, append)
+
+
+def find_seed(dataset: Path, jids: tuple[str, str], *, together: bool) -> str:
+    """Return a seed by which two jobs are in the same split, or in different ones."""
+    index = read_index(dataset).reset_index()
+    for seed in range(100):
+        split = split_candidates(index, seed)
+        places = {split[index["jid"] == jid][0] for jid in jids}
+        if (len(places) == 1) == together:
+            return str(seed)
+    raise AssertionError("no such seed")
+
+
+COPIES = "no candidate is in two splits, under two names"
+
+
+def test_a_copied_job_in_another_split_ends_the_checks(sample_copy, capsys):
+    copy_job(sample_copy, "jid002", "jid900")
+    seed = find_seed(sample_copy, ("jid002", "jid900"), together=False)
+    capsys.readouterr()
+    assert train(sample_copy, "--seed", seed) == 1
+    captured = capsys.readouterr()
+    assert captured.out.splitlines()[-1] == f"  no    {COPIES}"
+    (line,) = captured.err.splitlines()
+    assert "jid002 (" in line
+    assert "jid900 (" in line
+    assert line.endswith(": 24 candidates have the same cutout and features; remove the copies")
+
+
+def test_a_copied_job_in_the_same_split_is_no_failure(sample_copy, capsys):
+    copy_job(sample_copy, "jid002", "jid900")
+    seed = find_seed(sample_copy, ("jid002", "jid900"), together=True)
+    assert train(sample_copy, "--seed", seed) == 0
+    assert f"  yes   {COPIES}" in capsys.readouterr().out
+
+
+def change_a_feature(dataset: Path) -> None:
+    edit_and_describe(
+        dataset, lambda index: index.assign(flags=index["flags"] + (index["jid"] == "jid900"))
+    )
+
+
+def change_the_pixels(dataset: Path) -> None:
+    path = dataset / "images" / "jid900.npy"
+    np.save(path, np.load(path) / 2)
+
+
+@pytest.mark.parametrize("change", [change_a_feature, change_the_pixels])
+def test_what_differs_in_cutout_or_features_is_no_copy(sample_copy, capsys, change):
+    copy_job(sample_copy, "jid002", "jid900")
+    change(sample_copy)
+    seed = find_seed(sample_copy, ("jid002", "jid900"), together=False)
+    assert train(sample_copy, "--seed", seed) == 0
+    assert f"  yes   {COPIES}" in capsys.readouterr().out
+
+
+# Notes
+
+
+def notes_of(dataset: Path, capsys) -> list[str]:
+    capsys.readouterr()
+    assert train(dataset) == 0
+    lines = capsys.readouterr().out.splitlines()
+    return [line.removeprefix("  note  ") for line in lines if line.startswith("  note  ")]
+
+
+def test_there_is_nothing_to_note_of_noise(sample, capsys):
+    assert notes_of(sample, capsys) == []
+
+
+PERFECT = "column {} alone ranks the test candidates perfectly"
+
+
+@pytest.mark.parametrize(
+    ("column", "change", "note"),
+    [
+        ("npix", lambda index: index["label"] + index["npix"].clip(0, 0.5), PERFECT),
+        ("peak", lambda index: index["peak"].clip(0, 0.5) - index["label"], PERFECT),
+        ("mag", lambda index: index["mag"].fillna(9).where(index["label"] == 1), PERFECT),
+        ("daofind_mag", lambda index: index["id"] * np.nan, "column {} has no value"),
+    ],
+    ids=["real highest", "real lowest", "only real has a value", "no value"],
+)
+def test_odd_columns_are_noted(sample_copy, capsys, column, change, note):
+    edit_and_describe(sample_copy, lambda index: index.assign(**{column: change(index)}))
+    assert column in FEATURE_COLUMNS
+    assert notes_of(sample_copy, capsys) == [note.format(column)]
+
+
+def test_a_column_that_ranks_all_but_one_perfectly_is_not_noted(sample_copy, capsys):
+    def change(index: pd.DataFrame) -> pd.DataFrame:
+        last = index.groupby("jid").cumcount() == 23  # of each job, a real one
+        return index.assign(npix=index["label"].where(~last, -1))
+
+    edit_and_describe(sample_copy, change)
+    assert notes_of(sample_copy, capsys) == []
+
+
+def test_a_job_with_more_than_half_of_the_candidates_is_noted(tmp_path, capsys):
+    jobs = {f"jid{number}": [0, 1] * 15 for number in range(3)} | {"jid9": [0, 1] * 60}
+    dataset = write_dataset(tmp_path / "dataset", jobs)
+    assert notes_of(dataset, capsys) == ["job jid9 has 57% of the candidates"]
