@@ -43,7 +43,7 @@ import tempfile
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
@@ -68,7 +68,7 @@ FEATURE_COLUMNS = tuple(
 )
 TEXT_COLUMNS = ("jid", "image_filename")
 NUMBER_COLUMNS = ("id", "x", "y", *FEATURE_COLUMNS, "match", "label")
-FIELDS = {f"{RECORD_SET}/{column}": column for column in (*TEXT_COLUMNS, *NUMBER_COLUMNS)}
+COLUMN_OF_FIELD = {f"{RECORD_SET}/{column}": column for column in (*TEXT_COLUMNS, *NUMBER_COLUMNS)}
 CUTOUT_PX = 64  # side of a cutout; the candidate's nearest pixel is at [32, 32]
 INNER_PX = 16  # side of its middle, which the network sees at full resolution
 CHECKED_CUTOUTS = 1000  # read before training; the others are checked when they are trained on
@@ -183,7 +183,7 @@ def load_description(json_path: Path) -> mlc.Metadata:
         json.loads(json_path.read_bytes(), object_pairs_hook=refuse_downloads)
         metadata = mlc.Dataset(json_path).metadata
         known = {field.id for records in metadata.record_sets for field in records.fields}
-        if missing := [field for field in FIELDS if field not in known]:
+        if missing := [field for field in COLUMN_OF_FIELD if field not in known]:
             raise ValueError(f"it does not describe {', '.join(missing)}")
     except Exception as error:  # mlcroissant and its parsers raise anything on a damaged file
         raise DatasetError(
@@ -237,10 +237,23 @@ def read_part(json_path: Path, file_id: str, text: str) -> pd.DataFrame:
         dataset = mlc.Dataset(json_path, mapping={file_id: part})
         (node,) = (node for node in dataset.metadata.distribution if node.id == file_id)
         node.sha256 = hashlib.sha256(part.read_bytes()).hexdigest()  # mlcroissant verifies it
-        records = pd.DataFrame(dataset.records(RECORD_SET), columns=list(FIELDS))
-    records = records.rename(columns=FIELDS)
+        records = pd.DataFrame(dataset.records(RECORD_SET), columns=list(COLUMN_OF_FIELD))
+    records = records.rename(columns=COLUMN_OF_FIELD)
     texts = {column: records[column].map(bytes.decode) for column in TEXT_COLUMNS}
     return records.astype(dict.fromkeys(NUMBER_COLUMNS, float)).assign(**texts)
+
+
+@contextmanager
+def hold_interrupt() -> Iterator[None]:
+    """Let Ctrl-C wait, for this process and for those that it starts in the meantime."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def read_records(
@@ -266,9 +279,12 @@ def read_records(
         read = partial(read_part, json_path, file_id)
         if parts == 1:
             return read(next(texts))
-        ignore = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
-        with ProcessPoolExecutor(min(parts, count_cpus()), **ignore) as pool:
-            return pd.concat(progress(pool.map(read, texts), "index", parts), ignore_index=True)
+        with ProcessPoolExecutor(min(parts, count_cpus())) as pool:
+            with hold_interrupt():  # the workers inherit that: Ctrl-C is the parent's matter
+                tables = pool.map(read, texts)
+            return pd.concat(progress(tables, "index", parts), ignore_index=True)
+    except OSError:  # a full disk, for example
+        raise
     except Exception as error:  # mlcroissant raises anything
         raise DatasetError(
             f"{json_path}: mlcroissant cannot read its records ({one_line(error)}); run"
@@ -604,7 +620,9 @@ def examine(settings: Settings) -> tuple[CutoutDataset, np.ndarray]:
     metadata = confirm("croissant.json is valid Croissant", load_description, json_path)
     claim = "the index is in the folder and as described (SHA-256)"
     index = confirm(claim, find_index, metadata, folder)
-    claim = f"mlcroissant reads {'every record' if wanted is None else f'{wanted:,} records'}"
+    claim = (
+        f"mlcroissant reads {'every record' if wanted is None else f'at most {wanted:,} records'}"
+    )
     candidates = confirm(claim, read_records, json_path, *index, wanted, seed)
     claim = "tensors are in the folder, whole, and float32 (H, W, 4)"
     dataset = confirm(claim, CutoutDataset, folder, candidates)
@@ -881,7 +899,7 @@ def choose_threshold(
     """Return the score from which on candidates are to be called real for the highest F1."""
     ranks, _ = ranking
     real, called = np.bincount(ranks, weights * labels), np.bincount(ranks, weights)
-    f1 = np.cumsum(real) / (np.cumsum(called) + real.sum())
+    f1 = np.cumsum(real) / np.maximum(np.cumsum(called) + real.sum(), 1)
     return float(scores[ranks == np.argmax(f1)][0])
 
 
@@ -893,23 +911,23 @@ def count_calls(called: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> 
     return matrix | {"precision": tp / max(tp + fp, 1), "recall": tp / max(tp + fn, 1), "f1": f1}
 
 
-def resample(jobs: np.ndarray, seed: int) -> Iterator[np.ndarray]:
-    """Yield how often each candidate is drawn: first once each, then as the bootstrap does.
+def resample(jobs: np.ndarray, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield how often each candidate and its job are drawn: first once, then by the bootstrap.
 
     Candidates are drawn with replacement within each job, because those of one job are alike; if
-    there are MIN_JOBS or more, the jobs are drawn too.
+    there are MIN_JOBS or more, the jobs are drawn too, and a job may come several times.
     """
-    yield np.ones(len(jobs))
+    yield np.ones(len(jobs)), np.ones(len(jobs))
     rng = np.random.default_rng(seed)
-    by_job = np.argsort(jobs, kind="stable")
-    _, starts, sizes = np.unique(jobs[by_job], return_index=True, return_counts=True)
+    _, job, sizes = np.unique(jobs, return_inverse=True, return_counts=True)
+    by_job, starts = np.argsort(job, kind="stable"), np.cumsum(sizes) - sizes
     for _ in range(RESAMPLES):
-        drawn = np.arange(len(sizes))
+        times = np.ones(len(sizes), int)
         if len(sizes) >= MIN_JOBS:
-            drawn = rng.choice(drawn, len(drawn))
-        drawn = np.repeat(drawn, sizes[drawn])
+            times = np.bincount(rng.integers(len(sizes), size=len(sizes)), minlength=len(sizes))
+        drawn = np.repeat(np.arange(len(sizes)), times * sizes)  # jobs, once for each candidate
         places = starts[drawn] + rng.integers(sizes[drawn])
-        yield np.bincount(by_job[places], minlength=len(jobs)).astype(float)
+        yield np.bincount(by_job[places], minlength=len(jobs)).astype(float), times[job]
 
 
 def evaluate(
@@ -932,18 +950,20 @@ def evaluate(
     chooser = rank_candidates(network[held_out], one_job[held_out])
     rows = []
     draws = zip(resample(jobs[test], seed), resample(jobs[held_out], seed + 1), strict=True)
-    for weights, held_out_weights in draws:
+    for (weights, times), (held_out_weights, _) in draws:
         row = {}
+        # A job that is drawn twice is two jobs, whose candidates make no pairs with each other.
+        within_weights = weights / np.sqrt(np.maximum(times, 1))
         for name, (within, overall) in rankings.items():
             roc_auc, precision = rate_ranking(overall, real, weights)
-            row[name, "roc_auc_within_jobs"], _ = rate_ranking(within, real, weights)
+            row[name, "roc_auc_within_jobs"], _ = rate_ranking(within, real, within_weights)
             row[name, "roc_auc"], row[name, "average_precision"] = roc_auc, precision
             row[name, "behind"] = row["network", "average_precision"] - precision
         threshold = choose_threshold(network[held_out], chooser, labels[held_out], held_out_weights)
         row["calls", "threshold"] = threshold
         calls = count_calls(network[test] >= threshold, real, weights)
         rows.append(row | {("calls", name): number for name, number in calls.items()})
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(rows).round(12)  # or chance might come out above 0.5
     low, high = table[1:].quantile([0.025, 0.975]).to_numpy()
     results: dict[str, dict[str, Estimate]] = {}
     for (name, figure), *estimate in zip(table, table.iloc[0], low, high, strict=True):
@@ -1093,7 +1113,7 @@ def write_report(
 
     metrics = json.loads(json.dumps(results, default=str), parse_constant=lambda _: None)  # no NaN
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    columns = {"split": split, "label": dataset.labels.int(), "score": scores["network"]}
+    columns = {"split": split, "label": dataset.labels.int().numpy(), "score": scores["network"]}
     predictions = dataset.candidates[["jid", "id"]].assign(**columns)
     predictions.to_csv(folder / "predictions.csv", index=False)
     torch.save(model, folder / "model.pt")

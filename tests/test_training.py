@@ -376,8 +376,7 @@ def bootstrap(
 def test_intervals_are_those_of_a_bootstrap(monkeypatch, job_count, draw_jobs):
     """Candidates are drawn within jobs; of ten jobs or more, the jobs too.
 
-    Bug: [12-True] fails. A job that is drawn twice is rated as one of twice the size, so that its
-    pairs count four times, and the interval of ROC AUC within jobs is 1.4 times as wide.
+    A job that was drawn twice counted as one of twice the size, with four times as many pairs.
     """
     monkeypatch.setattr(training, "RESAMPLES", 1000)
     rng = np.random.default_rng(0)

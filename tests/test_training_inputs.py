@@ -446,7 +446,7 @@ def test_too_few_real_candidates(sample_copy, capsys):
 
 @pytest.mark.parametrize("real", [1, 2, 4])
 def test_a_few_real_candidates_to_choose_the_threshold_by(tmp_path, capsys, monkeypatch, real):
-    """Bug: a resample without real validation candidates divides 0 by 0, which numpy warns of."""
+    """A resample without real validation candidates divided 0 by 0, of which numpy warned."""
     monkeypatch.setattr(training, "RESAMPLES", 1000)
     jobs = {f"jid{number}": [1] * real + [0] * 20 for number in range(3)}
     dataset = write_dataset(tmp_path / "dataset", jobs)

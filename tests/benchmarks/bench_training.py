@@ -204,7 +204,9 @@ def read_index(processes: int, folder: str, rows: int) -> float:
     start = time.perf_counter()
     if processes:
         script.count_cpus = lambda: processes
-        script.RECORDS_PER_PART = rows if processes == 1 else min(script.RECORDS_PER_PART, -(-rows // processes))
+        script.RECORDS_PER_PART = (
+            rows if processes == 1 else min(script.RECORDS_PER_PART, -(-rows // processes))
+        )
         read_candidates(Path(folder), None)
     else:
         for _ in mlc.Dataset(Path(folder, "croissant.json")).records("transient_candidates"):
