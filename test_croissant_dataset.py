@@ -30,6 +30,7 @@ below `--min_ap` (the reason is on stderr); 2 wrong usage; 130 interrupted by Ct
 """
 
 import argparse
+import copy
 import hashlib
 import itertools
 import json
@@ -41,7 +42,7 @@ import signal
 import sys
 import tempfile
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import asdict, dataclass
@@ -86,19 +87,10 @@ RESAMPLES = 1000  # of the bootstrap
 MIN_JOBS = 10  # jobs of a split from which on whole jobs are resampled, too
 MIN_EACH = 5  # real and bogus test candidates, without which there is no verdict
 SEED = 20260
-DEVICES = ("auto", "cuda", "mps", "cpu")
 MAX_PROBLEMS = 20  # named of each kind, the others are counted
-CURVES = (  # title and axes of the report's upper row
-    ("Loss", "epoch", "weighted cross-entropy"),
-    ("ROC curve, test split", "false positive rate", "true positive rate"),
-    ("Precision and recall, test split", "recall", "precision"),
-    ("Real-bogus scores, test split", "score", "candidates"),
-)
+DESCRIBE_AGAIN = "run generate_croissant.py again"
 MATRIX = ("true_positives", "false_negatives", "false_positives", "true_negatives")
-EPOCH_LINE = (
-    "epoch {epoch:2}/{epochs}  loss {train_loss:.4f}  validation loss {validation_loss:.4f}"
-    "  ROC AUC {roc_auc:.4f}  average precision {average_precision:.4f}"
-)
+HISTORY = ["epoch", "train_loss", "validation_loss", "roc_auc", "average_precision"]
 FIGURES = {  # of a ranking of the test candidates
     "roc_auc_within_jobs": "ROC AUC within jobs",
     "roc_auc": "ROC AUC",
@@ -130,33 +122,45 @@ class Settings:
     max_candidates: int | None
 
 
-def one_line(error: Exception) -> str:
-    """Return the type and the beginning of the text of an error on one line."""
-    return textwrap.shorten(f"{type(error).__name__}: {error}", 300, placeholder=" ...")
+@contextmanager
+def explain_failure(text: str) -> Iterator[None]:
+    """Raise DatasetError that begins with a text if a library fails meanwhile."""
+    try:
+        yield
+    except (DatasetError, OSError):  # such as a full disk
+        raise
+    except Exception as error:  # numpy, mlcroissant and its parsers raise anything
+        reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300, placeholder=" ...")
+        raise DatasetError(f"{text}: {reason}") from error
 
 
-def raise_problems(problems: Sequence[str], count: int) -> None:
-    """Raise DatasetError with the first of `count` problems, if there are any."""
-    more = [f"and {count - MAX_PROBLEMS:,} more"] if count > MAX_PROBLEMS else []
-    if count:
-        raise DatasetError("\n".join([*problems[:MAX_PROBLEMS], *more]))
+def raise_problems(problems: list[str]) -> None:
+    """Raise DatasetError that lists the first MAX_PROBLEMS problems, if there are any."""
+    if problems:
+        more = f"\nand {len(problems) - MAX_PROBLEMS:,} more" if problems[MAX_PROBLEMS:] else ""
+        raise DatasetError("\n".join(problems[:MAX_PROBLEMS]) + more)
+
+
+def torchrun(name: str, alone: int) -> int:
+    """Return a number that torchrun sets for its processes, or what holds without torchrun."""
+    return int(os.environ[name]) if distributed.is_torchelastic_launched() else alone
 
 
 def count_cpus() -> int:
     """Return the number of processors for this process, of those that torchrun started here."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cpus // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    return max(1, cpus // torchrun("LOCAL_WORLD_SIZE", 1))
 
 
 def is_leader() -> bool:
     """Return whether this process is the one that prints and writes."""
-    return not distributed.is_torchelastic_launched() or os.environ["RANK"] == "0"
+    return torchrun("RANK", 0) == 0
 
 
 def progress(steps: Iterable, text: str, total: int | None = None) -> Iterable:
     """Show a progress bar on a terminal."""
-    shown = is_leader() and sys.stderr is not None
-    return tqdm(steps, text, total, leave=False, disable=None if shown else True)
+    hidden = not is_leader() or sys.stderr is None
+    return tqdm(steps, text, total, leave=False, disable=hidden or None)
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -179,17 +183,12 @@ def load_description(json_path: Path) -> mlc.Metadata:
     """Load croissant.json; raise DatasetError if it is missing, invalid or lacks a column."""
     if not json_path.is_file():
         raise DatasetError(f"{json_path}: no such file; generate_croissant.py writes it")
-    try:
+    with explain_failure(f"{json_path}: not a valid Croissant description; {DESCRIBE_AGAIN}"):
         json.loads(json_path.read_bytes(), object_pairs_hook=refuse_downloads)
         metadata = mlc.Dataset(json_path).metadata
         known = {field.id for records in metadata.record_sets for field in records.fields}
         if missing := [field for field in COLUMN_OF_FIELD if field not in known]:
             raise ValueError(f"it does not describe {', '.join(missing)}")
-    except Exception as error:  # mlcroissant and its parsers raise anything on a damaged file
-        raise DatasetError(
-            f"{json_path}: not a valid Croissant description ({one_line(error)}); run"
-            " generate_croissant.py again"
-        ) from error
     return metadata
 
 
@@ -201,24 +200,21 @@ def find_index(metadata: mlc.Metadata, folder: Path) -> tuple[str, Path]:
     """
     (records,) = (records for records in metadata.record_sets if records.id == RECORD_SET)
     sources = {field.source.uuid for field in records.fields}
-    files = [node for node in metadata.distribution if isinstance(node, mlc.FileObject)]
-    files = [node for node in files if {node.id} == sources and not node.contained_in]
-    if not files:
-        raise DatasetError(
-            f"{folder / CROISSANT_NAME}: {RECORD_SET} is not read from a file in its folder; run"
-            " generate_croissant.py again"
-        )
-    path = inside(folder, str(files[0].content_url))
+    file = next((node for node in metadata.distribution if {node.id} == sources), None)
+    if not isinstance(file, mlc.FileObject) or file.contained_in:
+        text = f"{RECORD_SET} is not read from a file in its folder"
+        raise DatasetError(f"{folder / CROISSANT_NAME}: {text}; {DESCRIBE_AGAIN}")
+    path = inside(folder, str(file.content_url))
     if not path.is_file():
         raise DatasetError(f"{path}: no such file, but {CROISSANT_NAME} describes it")
     with path.open("rb") as handle:
         found = hashlib.file_digest(handle, "sha256").hexdigest()
-    if found != str(files[0].sha256).lower():
+    if found != str(file.sha256).lower():
+        text = f"changed after {CROISSANT_NAME} was written"
         raise DatasetError(
-            f"{path}: changed after {CROISSANT_NAME} was written (sha256 is {found}, expected"
-            f" {files[0].sha256}); run generate_croissant.py again"
+            f"{path}: {text} (sha256 is {found}, expected {file.sha256}); {DESCRIBE_AGAIN}"
         )
-    return files[0].id, path
+    return file.id, path
 
 
 def choose_evenly(jobs: pd.Series, count: int, seed: int) -> np.ndarray:
@@ -243,19 +239,6 @@ def read_part(json_path: Path, file_id: str, text: str) -> pd.DataFrame:
     return records.astype(dict.fromkeys(NUMBER_COLUMNS, float)).assign(**texts)
 
 
-@contextmanager
-def hold_interrupt() -> Iterator[None]:
-    """Let Ctrl-C wait, for this process and for those that it starts in the meantime."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def read_records(
     json_path: Path, file_id: str, index_path: Path, wanted: int | None, seed: int
 ) -> pd.DataFrame:
@@ -267,7 +250,7 @@ def read_records(
         One row per candidate, in the order of the index. TEXT_COLUMNS are text, NUMBER_COLUMNS
         float64, NaN where the index has no value.
     """
-    try:
+    with explain_failure(f"{json_path}: mlcroissant cannot read its records; {DESCRIBE_AGAIN}"):
         jobs = pd.read_csv(index_path, usecols=["jid"], dtype=str)["jid"]
         count = len(jobs) if wanted is None else min(wanted, len(jobs))
         skipped = np.flatnonzero(~choose_evenly(jobs, count, seed)) + 1 if count < len(jobs) else []
@@ -279,17 +262,14 @@ def read_records(
         read = partial(read_part, json_path, file_id)
         if parts == 1:
             return read(next(texts))
+        can_block = hasattr(signal, "pthread_sigmask")  # not on Windows
         with ProcessPoolExecutor(min(parts, count_cpus())) as pool:
-            with hold_interrupt():  # the workers inherit that: Ctrl-C is the parent's matter
-                tables = pool.map(read, texts)
+            if can_block:  # the workers inherit that: Ctrl-C is the parent's matter
+                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            tables = pool.map(read, texts)
+            if can_block:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
             return pd.concat(progress(tables, "index", parts), ignore_index=True)
-    except OSError:  # a full disk, for example
-        raise
-    except Exception as error:  # mlcroissant raises anything
-        raise DatasetError(
-            f"{json_path}: mlcroissant cannot read its records ({one_line(error)}); run"
-            " generate_croissant.py again"
-        ) from error
 
 
 def raise_file_limit(count: int) -> None:
@@ -298,11 +278,10 @@ def raise_file_limit(count: int) -> None:
         import resource
     except ImportError:  # Windows has no such limit
         return
-    needed = count + 256  # for everything else
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = count + 256  # for everything else
     try:
-        if 0 <= soft < needed:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, needed), hard))
     except (ValueError, OSError) as error:
         raise DatasetError(
             f"{count:,} tensors are needed at once, but only {hard:,} files may be open; have the"
@@ -330,13 +309,13 @@ def open_tensor(path: Path) -> np.memmap:
     """Map a tensor, float32 (H, W, 4); raise DatasetError if it is not one, or not whole."""
     if not path.is_file():
         raise DatasetError(f"{path}: not a readable tensor: there is no such file")
-    try:
-        with np.errstate(over="ignore"):  # of a shape that cannot be
-            tensor = np.lib.format.open_memmap(path, mode="r")
-    except Exception as error:  # numpy raises anything on a damaged header
-        raise DatasetError(f"{path}: not a readable tensor: {one_line(error)}") from error
-    is_image = tensor.shape[2:] == (len(CHANNEL_NAMES),) and tensor.flags.c_contiguous
-    if tensor.dtype != np.dtype("<f4") or not is_image:
+    with (
+        explain_failure(f"{path}: not a readable tensor"),
+        np.errstate(over="ignore"),
+    ):  # huge shapes
+        tensor = np.lib.format.open_memmap(path, mode="r")
+    layout = tensor.dtype, tensor.shape[2:], tensor.flags.c_contiguous
+    if layout != (np.dtype("<f4"), (len(CHANNEL_NAMES),), True):
         raise DatasetError(
             f"{path}: {tensor.dtype} {tensor.shape}; expected float32 (H, W, 4) in C order"
         )
@@ -356,20 +335,6 @@ def transform_features(candidates: pd.DataFrame) -> np.ndarray:
     for name in ("peak", "flux"):
         values[name] = np.sign(values[name]) * np.log1p(values[name].abs())
     return values.assign(no_mag=values["mag"].isna()).to_numpy(float)
-
-
-def fit_scaling(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the median and the interquartile range of transformed features, each float64 (10,)."""
-    columns = pd.DataFrame(values)
-    low, center, high = columns.quantile((0.25, 0.5, 0.75)).to_numpy()
-    spread = np.where(high > low, high - low, columns.std(ddof=0))
-    constant = ~(columns.max() > columns.min())  # also without values; std is not quite 0
-    return np.nan_to_num(center), np.where(constant, 1.0, spread)
-
-
-def scale_features(values: np.ndarray, center: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Scale transformed features to median 0 and range 1, float32; no value becomes 0."""
-    return np.clip(np.nan_to_num((values - center) / scale), -8, 8).astype(np.float32)
 
 
 class CutoutDataset:
@@ -394,8 +359,8 @@ class CutoutDataset:
     def __init__(self, dataset_dir: Path, candidates: pd.DataFrame) -> None:
         self.candidates = candidates
         # Pixel i spans [i - 0.5, i + 0.5). Positions that are no numbers are refused later.
-        nearest = np.floor(np.nan_to_num(candidates[["x", "y"]].to_numpy()) + 0.5)
-        self.corners = nearest.clip(-1e9, 1e9).astype(int) - CUTOUT_PX // 2
+        self.nearest = np.floor(candidates[["x", "y"]].to_numpy() + 0.5)
+        self.corners = np.nan_to_num(self.nearest).clip(-1e9, 1e9).astype(int) - CUTOUT_PX // 2
         self.values = transform_features(candidates)
         self.features = torch.from_numpy(self.values)
         self.labels = torch.from_numpy(candidates["label"].to_numpy(np.float32))
@@ -406,15 +371,23 @@ class CutoutDataset:
         for name in progress(self.names, "tensors"):
             try:
                 self.tensors.append(open_tensor(inside(dataset_dir, name)))
-            except DatasetError as error:
+            except (DatasetError, OSError) as error:
                 problems.append(str(error))
-        raise_problems(problems, len(problems))
+        raise_problems(problems)
 
     def fit_features(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Scale the features by the median and range of some rows, the training split."""
-        scaling = fit_scaling(self.values[rows])
-        self.features = torch.from_numpy(scale_features(self.values, *scaling))
-        return scaling
+        """Scale the features to median 0 and interquartile range 1 of some rows; return both.
+
+        They are clipped to -8 and 8, and 0 stands for no value.
+        """
+        fitted = pd.DataFrame(self.values[rows])
+        low, center, high = fitted.quantile((0.25, 0.5, 0.75)).to_numpy()
+        scale = np.where(high > low, high - low, fitted.std(ddof=0))
+        scale[~(fitted.max() > fitted.min())] = 1  # also without values; std is not quite 0
+        center = np.nan_to_num(center)
+        features = np.nan_to_num((self.values - center) / scale).clip(-8, 8)
+        self.features = torch.from_numpy(features.astype(np.float32))
+        return center, scale
 
     def __len__(self) -> int:
         """Return the number of candidates."""
@@ -434,7 +407,7 @@ class CutoutDataset:
             wrong = ~((squares >= 0) & (squares <= 1)).all(axis=(1, 2, 3))
             names = self.names[np.unique(self.tensor_of[rows][wrong])]
             reason = "a pixel is not in [0, 1]; remove it and run create_dataset.py again"
-            raise_problems([f"{name}: {reason}" for name in names], len(names))
+            raise_problems([f"{name}: {reason}" for name in names])
         return torch.from_numpy(squares).permute(0, 3, 1, 2), self.features[rows], self.labels[rows]
 
     def shuffle(self, rows: np.ndarray, seed: Sequence[int]) -> np.ndarray:
@@ -450,6 +423,12 @@ class CutoutDataset:
         block[tensors] = sizes // (MEMORY_SHARE * measure_memory())
         rows = rng.permutation(rows)
         return rows[np.argsort(block[self.tensor_of[rows]], kind="stable")]
+
+    def are_on_image(self) -> np.ndarray:
+        """Return whether the nearest pixel of each candidate is on its image, bool (N,)."""
+        sizes = np.array([tensor.shape[1::-1] for tensor in self.tensors], int).reshape(-1, 2)
+        inside = (self.nearest >= 0) & (self.nearest < sizes[self.tensor_of])
+        return inside.all(axis=1)
 
     def advise(self, rows: np.ndarray) -> None:
         """Have the kernel read the rows of pixels that cutouts cross."""
@@ -482,44 +461,23 @@ def divide(rows: np.ndarray, size: int) -> list[np.ndarray]:
     return np.array_split(rows, max(1, len(rows) // size))
 
 
-def list_checks(dataset: CutoutDataset) -> list[tuple[str, pd.Series, str]]:
-    """Return claims about the candidates, which of them break it, and what to say of those."""
-    candidates = dataset.candidates
-    match, label = candidates["match"], candidates["label"]
-    sizes = np.array([tensor.shape[1::-1] for tensor in dataset.tensors], int).reshape(-1, 2)
-    nearest = np.floor(candidates[["x", "y"]] + 0.5)
-    checks = {
-        "labels are 0 or 1, and 1 just where match is not -1": (
-            match.isna() | (label != (match != -1)),
-            "label {label:g}, match {match:g}",
-        ),
-        "candidates occur once": (
-            candidates.duplicated(["jid", "id"]) & candidates["id"].notna(),
-            "twice",
-        ),
-        "candidates have their job's tensor": (
-            candidates["image_filename"] != "images/" + candidates["jid"] + ".npy",
-            "image is {image_filename}",
-        ),
-        "positions are on their image": (
-            ~((nearest >= 0) & (nearest < sizes[dataset.tensor_of])).all(axis=1),
-            "position ({x:g}, {y:g}) is not on its image",
-        ),
-    }
-    return [(claim, *check) for claim, check in checks.items()]
+@contextmanager
+def claim(text: str, failures: list[str] | None = None) -> Iterator[None]:
+    """Print a claim and whether it holds: an error refutes it, which `failures` collect."""
+    try:
+        yield
+        print(f"  yes   {text}", flush=True)
+    except (DatasetError, OSError) as error:
+        print(f"  no    {text}", flush=True)
+        if failures is None:
+            raise
+        failures.append(str(error))
 
 
 def refuse(wrong: pd.DataFrame, reason: str) -> None:
     """Raise DatasetError if there are wrong candidates; the reason is a template of columns."""
-    template = f"candidate {{id:.15g}} of {{jid}}: {reason}; run create_dataset.py again"
-    named = [template.format(**row) for row in wrong[:MAX_PROBLEMS].to_dict("records")]
-    raise_problems(named, len(wrong))
-
-
-def check_cutouts(dataset: CutoutDataset, rows: np.ndarray) -> None:
-    """Read cutouts, which refuses pixels that are not in [0, 1]."""
-    for batch in divide(rows, BATCH_SIZE):
-        dataset[batch]
+    line = f"candidate {{id:.15g}} of {{jid}}: {reason}; run create_dataset.py again"
+    raise_problems([line.format(**row) for row in wrong.to_dict("records")])
 
 
 def check_copies(dataset: CutoutDataset, split: np.ndarray) -> None:
@@ -527,19 +485,23 @@ def check_copies(dataset: CutoutDataset, split: np.ndarray) -> None:
 
     Cutouts are compared only if the features are equal, which without copies is rare.
     """
-    features = list(FEATURE_COLUMNS)
-    alike = np.flatnonzero(dataset.candidates.duplicated(features, keep=False))
-    squares = (square for batch in divide(alike, BATCH_SIZE) for square in dataset[batch][0])
-    digests = [hashlib.sha256(square.numpy().tobytes()).digest() for square in squares]
-    table = dataset.candidates.iloc[alike].assign(split=split[alike], digest=digests)
+    alike = np.flatnonzero(dataset.candidates.duplicated(list(FEATURE_COLUMNS), keep=False))
+    table = dataset.candidates.iloc[alike].assign(split=split[alike])
     table["place"] = table["jid"] + " (" + table["split"] + ")"
-    groups = table.groupby(table.groupby([*features, "digest"], dropna=False).ngroup())
-    places = groups["place"].unique()[groups["split"].nunique() > 1]
-    problems = [
-        f"{place}: {count:,} candidates have the same cutout and features; remove the copies"
-        for place, count in places.map(" and ".join).value_counts().items()
+    cutouts = (cutout for rows in divide(alike, BATCH_SIZE) for cutout in dataset[rows][0].numpy())
+    features = dataset.values[alike]
+    table["content"] = [
+        hashlib.sha256(values.tobytes() + cutout.tobytes()).digest()
+        for values, cutout in zip(features, cutouts, strict=True)
     ]
-    raise_problems(problems, len(problems))
+    groups = table.groupby("content")
+    places = groups["place"].unique()[groups["split"].nunique() > 1].map(" and ".join)
+    raise_problems(
+        [
+            f"{place}: {count:,} candidates have the same cutout and features; remove the copies"
+            for place, count in places.value_counts().items()
+        ]
+    )
 
 
 def find_notes(dataset: CutoutDataset, test: np.ndarray) -> Iterator[str]:
@@ -598,17 +560,6 @@ def split_candidates(candidates: pd.DataFrame, seed: int) -> np.ndarray:
     )
 
 
-def confirm(claim: str, check: Callable, *arguments: object) -> object:
-    """Print whether a claim holds, which a check refutes by an error; return the check's result."""
-    try:
-        result = check(*arguments)
-    except (DatasetError, OSError):
-        print(f"  no    {claim}", flush=True)
-        raise
-    print(f"  yes   {claim}", flush=True)
-    return result
-
-
 def examine(settings: Settings) -> tuple[CutoutDataset, np.ndarray]:
     """Print what holds of a dataset; return it and its split, str (N,).
 
@@ -617,29 +568,38 @@ def examine(settings: Settings) -> tuple[CutoutDataset, np.ndarray]:
     folder, wanted, seed = settings.dataset_dir, settings.max_candidates, settings.seed
     json_path = folder / CROISSANT_NAME
     print(folder)
-    metadata = confirm("croissant.json is valid Croissant", load_description, json_path)
-    claim = "the index is in the folder and as described (SHA-256)"
-    index = confirm(claim, find_index, metadata, folder)
-    claim = (
-        f"mlcroissant reads {'every record' if wanted is None else f'at most {wanted:,} records'}"
-    )
-    candidates = confirm(claim, read_records, json_path, *index, wanted, seed)
-    claim = "tensors are in the folder, whole, and float32 (H, W, 4)"
-    dataset = confirm(claim, CutoutDataset, folder, candidates)
-    failures = []
-    for claim, wrong, reason in list_checks(dataset):
-        try:
-            confirm(claim, refuse, candidates[wrong], reason)
-        except DatasetError as error:
-            failures.append(str(error))
+    with claim("croissant.json is valid Croissant"):
+        metadata = load_description(json_path)
+    with claim("the index is in the folder and as described (SHA-256)"):
+        index = find_index(metadata, folder)
+    amount = "every record" if wanted is None else f"at most {wanted:,} records"
+    with claim(f"mlcroissant reads {amount}"):
+        candidates = read_records(json_path, *index, wanted, seed)
+    with claim("tensors are in the folder, whole, and float32 (H, W, 4)"):
+        dataset = CutoutDataset(folder, candidates)
+    match, label = candidates["match"], candidates["label"]
+    failures: list[str] = []
+    with claim("labels are 0 or 1, and 1 just where match is not -1", failures):
+        wrong = match.isna() | (label != (match != -1))
+        refuse(candidates[wrong], "label {label:g}, match {match:g}")
+    with claim("candidates occur once", failures):
+        refuse(candidates[candidates.duplicated(["jid", "id"]) & candidates["id"].notna()], "twice")
+    with claim("candidates have their job's tensor", failures):
+        wrong = candidates["image_filename"] != "images/" + candidates["jid"] + ".npy"
+        refuse(candidates[wrong], "image is {image_filename}")
+    with claim("positions are on their image", failures):
+        wrong = ~dataset.are_on_image()
+        refuse(candidates[wrong], "position ({x:g}, {y:g}) is not on its image")
     if failures:
         raise DatasetError("\n".join(failures))
-    claim = "both classes occur, often enough for every split"
-    split = confirm(claim, split_candidates, candidates, seed)
+    with claim("both classes occur, often enough for every split"):
+        split = split_candidates(candidates, seed)
     rows = np.linspace(0, len(dataset) - 1, min(len(dataset), CHECKED_CUTOUTS)).astype(int)
-    claim = f"cutouts are finite and in [0, 1] ({len(rows):,} of {len(dataset):,} read)"
-    confirm(claim, check_cutouts, dataset, rows)
-    confirm("no candidate is in two splits, under two names", check_copies, dataset, split)
+    with claim(f"cutouts are finite and in [0, 1] ({len(rows):,} of {len(dataset):,} read)"):
+        for _ in dataset.load(divide(rows, BATCH_SIZE)):
+            pass
+    with claim("no candidate is in two splits, under two names"):
+        check_copies(dataset, split)
     for note in find_notes(dataset, split == "test"):
         print(f"  note  {note}", flush=True)
     return dataset, split
@@ -702,11 +662,6 @@ class Backend:
     rank: int
     processes: int
 
-    def join(self) -> None:
-        """Meet the other processes."""
-        if self.processes > 1:
-            distributed.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
-
     def share(self, rows: np.ndarray) -> np.ndarray:
         """Return this process's share of a batch."""
         return rows[self.rank :: self.processes]
@@ -728,24 +683,21 @@ def pick_backend(name: str) -> Backend:
 
     That is bfloat16 if there are instructions for it: without them it is slower than float32.
     """
-    available = {"cuda": torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", 1))}
-    available |= {"mps": torch.backends.mps.is_available(), "cpu": True}
+    cuda = torch.cuda.device_count() >= torchrun("LOCAL_WORLD_SIZE", 1)
     if name == "auto":
-        name = "cuda" if available["cuda"] else "cpu"
-    if not available[name]:
+        name = "cuda" if cuda else "cpu"
+    if not {"cuda": cuda, "mps": torch.backends.mps.is_available(), "cpu": True}[name]:
         raise DatasetError(f"--device {name}: there is none here; auto takes what there is")
-    fast = False
+    device, fast = torch.device(name), False
     if name == "cuda":
+        device = torch.device(name, torchrun("LOCAL_RANK", 0))
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
-        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     elif name == "cpu":
         fast = getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16")
         if count_cpus() <= 2:  # beside another program, two threads wait for each other for ever
             torch.set_num_threads(1)
-    place = ("RANK", 0), ("WORLD_SIZE", 1)
-    started = distributed.is_torchelastic_launched()
-    ranks = (int(os.environ[name]) if started else alone for name, alone in place)
-    return Backend(torch.device(name), torch.bfloat16 if fast else torch.float32, *ranks)
+    dtype = torch.bfloat16 if fast else torch.float32
+    return Backend(device, dtype, torchrun("RANK", 0), torchrun("WORLD_SIZE", 1))
 
 
 def augment(cutouts: torch.Tensor) -> torch.Tensor:
@@ -779,23 +731,10 @@ def predict(
     return backend.add_up(logits).cpu()
 
 
-def rate_logits(logits: torch.Tensor, labels: torch.Tensor, odds: float) -> dict[str, float]:
-    """Return loss, ROC AUC and average precision of the validation split."""
-    loss = balanced_loss(logits, labels, odds).item()
-    ranking = rank_candidates(logits.numpy(), np.zeros(len(logits), int))
-    roc_auc, precision = rate_ranking(ranking, labels.numpy())
-    return {"validation_loss": loss, "roc_auc": roc_auc, "average_precision": precision}
-
-
-def find_best(history: list[dict[str, float]]) -> dict[str, float]:
-    """Return the epoch of the highest average precision, the first of equal ones."""
-    return max(history, key=lambda row: row["average_precision"])
-
-
 def train(
     dataset: CutoutDataset, split: np.ndarray, settings: Settings, backend: Backend
-) -> tuple[nn.Module, list[dict[str, float]]]:
-    """Train a network, log each epoch, and return it as it was after the best one.
+) -> tuple[nn.Module, pd.DataFrame]:
+    """Train a network, log each epoch, and return it as it was after the best one, and HISTORY.
 
     The best epoch is the one with the highest average precision on the validation split.
     """
@@ -817,7 +756,7 @@ def train(
     schedule = OneCycleLR(optimizer, settings.learning_rate, epochs * steps)
     odds = len(rows) / dataset.labels[rows].sum().item() - 1
     torch.manual_seed(settings.seed + backend.rank)  # each process drops out in its own way
-    history, best = [], {}
+    history, highest, best = [], -1.0, {}
     for epoch in range(1, epochs + 1):
         network.train()
         total = torch.zeros((), device=backend.device)
@@ -833,16 +772,22 @@ def train(
             total += loss.detach() * len(labels)
         for values in network.buffers():  # of batch norm: all processes have to predict alike
             values.copy_(backend.add_up(values.float()) / backend.processes)
+        train_loss = backend.add_up(total).item() / len(rows)
         logits = predict(network, dataset, held_out, settings.batch_size, backend)
-        row = {"epoch": epoch, "train_loss": backend.add_up(total).item() / len(rows)}
-        history.append(row | rate_logits(logits, dataset.labels[held_out], odds))
-        if not math.isfinite(history[-1]["train_loss"] + history[-1]["validation_loss"]):
+        labels = dataset.labels[held_out]
+        loss = balanced_loss(logits, labels, odds).item()
+        if not math.isfinite(train_loss + loss):
             raise DatasetError("the loss is not finite any more: try a lower --learning_rate")
-        if find_best(history) is history[-1]:
-            best = {name: values.clone() for name, values in network.state_dict().items()}
-        LOG.info(EPOCH_LINE.format(epochs=epochs, **history[-1]))
+        roc_auc, precision = rate_ranking(rank_candidates(logits.numpy()), labels.numpy())
+        if precision > highest:
+            highest, best = precision, copy.deepcopy(network.state_dict())
+        LOG.info(
+            f"epoch {epoch:2}/{epochs}  loss {train_loss:.4f}  validation loss {loss:.4f}"
+            f"  ROC AUC {roc_auc:.4f}  average precision {precision:.4f}"
+        )
+        history.append((epoch, train_loss, loss, roc_auc, precision))
     network.load_state_dict(best)
-    return network, history
+    return network, pd.DataFrame(history, columns=HISTORY).set_index("epoch", drop=False)
 
 
 def regress(dataset: CutoutDataset, rows: np.ndarray) -> np.ndarray:
@@ -864,7 +809,7 @@ def regress(dataset: CutoutDataset, rows: np.ndarray) -> np.ndarray:
     return (features @ weights).detach().numpy()
 
 
-def rank_candidates(scores: np.ndarray, jobs: np.ndarray) -> Ranking:
+def rank_candidates(scores: np.ndarray, jobs: np.ndarray | int = 0) -> Ranking:
     """Rank candidates within each job by falling score; equal scores share a rank, NaN is last."""
     table = pd.DataFrame({"job": jobs, "score": -scores})
     ranks = table.groupby(["job", "score"], dropna=False).ngroup().to_numpy()
@@ -942,12 +887,12 @@ def evaluate(
     include what the choice of the threshold adds.
     """
     test, held_out = split == "test", split == "validation"
-    real, network, one_job = labels[test], scores["network"].to_numpy(), np.zeros_like(jobs)
+    real, network = labels[test], scores["network"].to_numpy()
     rankings = {
-        name: [rank_candidates(values[test].to_numpy(), by[test]) for by in (jobs, one_job)]
+        name: [rank_candidates(values[test].to_numpy(), by) for by in (jobs[test], 0)]
         for name, values in scores.items()
     }
-    chooser = rank_candidates(network[held_out], one_job[held_out])
+    chooser = rank_candidates(network[held_out])
     rows = []
     draws = zip(resample(jobs[test], seed), resample(jobs[held_out], seed + 1), strict=True)
     for (weights, times), (held_out_weights, _) in draws:
@@ -1003,39 +948,43 @@ def show(estimate: Estimate) -> str:
     return "{:.3f} ({:.3f} to {:.3f})".format(*estimate)
 
 
-def describe_splits(candidates: pd.DataFrame, split: np.ndarray) -> tuple[pd.DataFrame, str]:
-    """Count jobs, candidates and real ones of each split; return the table and lines about it."""
+def print_splits(candidates: pd.DataFrame, split: np.ndarray) -> pd.DataFrame:
+    """Count jobs, candidates and real ones of each split; print and return the table."""
     columns = {"jobs": ("jid", "nunique"), "candidates": ("jid", "size"), "real": ("label", "sum")}
     counts = candidates.groupby(split).agg(**columns).loc[list(SPLITS)].astype(int)
     unit = "job" if counts["jobs"].sum() == candidates["jid"].nunique() else "candidate"
-    lines = [f"  {f'split by {unit}':<22}{'jobs':>6}{'candidates':>13}{'real':>8}"]
+    print(f"  {f'split by {unit}':<22}{'jobs':>6}{'candidates':>13}{'real':>8}")
     for name, jobs, count, real in counts.itertuples():
-        lines.append(f"  {name:<22}{jobs:6,}{count:13,}{real:8,} ({real / count:.1%})")
-    return counts, "\n".join(lines)
+        print(f"  {name:<22}{jobs:6,}{count:13,}{real:8,} ({real / count:.1%})", flush=True)
+    return counts
 
 
-def describe_results(results: dict) -> str:
-    """Return the closing lines: the rankings of the test split, the calls, the verdict."""
-    rows = {"on the test split": FIGURES.values()}
-    for name, figures in results["rankings"].items():
-        rows[name] = [show(figures[key]) for key in FIGURES]
-    rows["base rate"] = ["0.500", "0.500", f"{results['base_rate']:.3f}"]
-    cells = ([f"  {name:<22}", *(f"{cell:<25}" for cell in row)] for name, row in rows.items())
+def print_results(results: dict) -> None:
+    """Print the rankings of the test split, the calls, and the verdict."""
     calls = results["calls"]
-    counts = [f"{calls[name][0]:,.0f}" for name in MATRIX]
-    return "\n".join(
-        [
-            *("".join(row).rstrip() for row in cells),
-            f"  called real from score {calls['threshold'][0]:.3f} on,"
-            " the highest F1 of the validation split:",
-            f"  precision {show(calls['precision'])}, recall {show(calls['recall'])},"
-            f" F1 {calls['f1'][0]:.3f}",
-            f"  {'called real':>35}{'called bogus':>14}",
-            "  real {:>30}{:>14}".format(*counts[:2]),
-            "  bogus{:>30}{:>14}".format(*counts[2:]),
-            f"verdict: {results['verdict']}",
-        ]
+    rows = [["on the test split", *FIGURES.values()]]
+    for name, figures in results["rankings"].items():
+        rows.append([name, *(show(figures[key]) for key in FIGURES)])
+    rows.append(["base rate", "0.500", "0.500", f"{results['base_rate']:.3f}"])
+    for row in rows:
+        print("  {:<22}{:<25}{:<25}{}".format(*row))
+    print(
+        f"  called real from score {calls['threshold'][0]:.3f} on, the highest F1 of the validation"
+        f" split:\n  precision {show(calls['precision'])}, recall {show(calls['recall'])},"
+        f" F1 {calls['f1'][0]:.3f}"
     )
+    counts = [f"{calls[name][0]:,.0f}" for name in MATRIX]
+    print(f"  {'called real':>35}{'called bogus':>14}")
+    print("  real {:>30}{:>14}\n  bogus{:>30}{:>14}".format(*counts))
+    print(f"verdict: {results['verdict']}", flush=True)
+
+
+CURVES = (  # title and axes of the upper row of the picture
+    ("Loss", "epoch", "weighted cross-entropy"),
+    ("ROC curve, test split", "false positive rate", "true positive rate"),
+    ("Precision and recall, test split", "recall", "precision"),
+    ("Real-bogus scores, test split", "score", "candidates"),
+)
 
 
 def draw_curves(axes: Sequence, labels: np.ndarray, scores: pd.DataFrame, results: dict) -> None:
@@ -1134,10 +1083,10 @@ def run(settings: Settings) -> int:
         prepare_report_dir(settings.report_dir)
     dataset, split = examine(settings)
     candidates, rows = dataset.candidates, np.flatnonzero(split == "train")
-    counts, lines = describe_splits(candidates, split)
-    print(lines, flush=True)
+    counts = print_splits(candidates, split)
     center, scale = dataset.fit_features(rows)
-    backend.join()
+    if backend.processes > 1:
+        distributed.init_process_group("nccl" if backend.device.type == "cuda" else "gloo")
     network, history = train(dataset, split, settings, backend)
     everything = np.arange(len(dataset))
     logits = predict(network, dataset, everything, settings.batch_size, backend)
@@ -1161,12 +1110,12 @@ def run(settings: Settings) -> int:
         "rankings": rankings,
         "calls": calls,
         "splits": counts.to_dict("index"),
-        "best_epoch": find_best(history)["epoch"],
-        "history": history,
+        "best_epoch": int(history["average_precision"].idxmax()),
+        "history": history.to_dict("records"),
         "settings": asdict(settings) | asdict(backend) | {"epochs": len(history)},
         "versions": {package: version(package) for package in ("numpy", "mlcroissant", "torch")},
     }
-    print(describe_results(results), flush=True)
+    print_results(results)
     if writes:
         model = {
             "weights": network.cpu().state_dict(),
@@ -1190,26 +1139,22 @@ def parse_args(argv: list[str] | None) -> Settings:
         description="Train a real-bogus network on a dataset; say if it can be learned from.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    add, number = parser.add_argument, {"type": int, "metavar": "N"}
+    add = parser.add_argument
     add("-d", "--dataset_dir", type=Path, default="./hackathon_dataset", help="dataset to train on")
-    add("--epochs", help=f"passes over the training split, else {STEPS} steps", **number)
-    add("--batch_size", default=BATCH_SIZE, help="candidates per step", **number)
-    add("--learning_rate", type=float, default=LEARNING_RATE, help="highest of the one-cycle rate")
-    add("--seed", default=SEED, help="seed of the split, the weights and the order", **number)
-    add("--device", choices=DEVICES, default="auto", help="what to compute on")
+    add("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto", help="to compute on")
     add("--report_dir", type=Path, help="folder for the figures, scores, weights and a picture")
-    add("--min_ap", type=float, help="average precision below which the exit code is 1")
-    add("--max_candidates", help="take no more of them, evenly over the jobs", **number)
-    settings = Settings(**vars(parser.parse_args(argv)))
-    ranges = {  # least and most
-        "epochs": (1, 10**9),
-        "batch_size": (2, 10**9),
-        "learning_rate": (1e-9, 1),
-        "seed": (0, 2**32 - 1),
-        "min_ap": (0, 1),
-        "max_candidates": (1, 10**9),
+    numbers = {  # type, default, least, most, help
+        "epochs": (int, None, 1, 10**9, f"passes over the training split, else {STEPS} steps"),
+        "batch_size": (int, BATCH_SIZE, 2, 10**9, "candidates per step"),
+        "learning_rate": (float, LEARNING_RATE, 1e-9, 1, "highest of the one-cycle rate"),
+        "seed": (int, SEED, 0, 2**32 - 1, "seed of the split, the weights and the order"),
+        "min_ap": (float, None, 0, 1, "average precision below which the exit code is 1"),
+        "max_candidates": (int, None, 1, 10**9, "take no more of them, evenly over the jobs"),
     }
-    for name, (least, most) in ranges.items():
+    for name, (kind, default, _, _, text) in numbers.items():
+        add(f"--{name}", type=kind, default=default, metavar="N", help=text)
+    settings = Settings(**vars(parser.parse_args(argv)))
+    for name, (_, _, least, most, _) in numbers.items():
         value = getattr(settings, name)
         if value is not None and not least <= value <= most:
             parser.error(f"--{name}: expected {least} to {most}, got {value}")

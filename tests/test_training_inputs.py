@@ -130,7 +130,7 @@ DAMAGES = {
     ),
     "a column is not described": (
         lambda d: edit_json(d, lambda j: j["recordSet"][0]["field"].pop(9)),
-        *(VALID, "it does not describe transient_candidates/flux)"),
+        *(VALID, "it does not describe transient_candidates/flux\n"),
     ),
     "index changed": (
         lambda d: (d / "master_index.csv").open("a").write("\n"),
