@@ -217,13 +217,6 @@ def find_index(metadata: mlc.Metadata, folder: Path) -> tuple[str, Path]:
     return file.id, path
 
 
-def choose_evenly(jobs: pd.Series, count: int, seed: int) -> np.ndarray:
-    """Choose `count` candidates at random, as many of each job as it has; return a mask (N,)."""
-    shuffled = jobs.sample(frac=1, random_state=seed)
-    rank_in_job = shuffled.groupby(shuffled).cumcount().sort_values(kind="stable")
-    return jobs.index.isin(rank_in_job.index[:count])
-
-
 def read_part(json_path: Path, file_id: str, text: str) -> pd.DataFrame:
     """Read candidates through mlcroissant from a part of the index: its header and some rows."""
     logging.getLogger("absl").setLevel(logging.ERROR)  # this may be another process
@@ -252,15 +245,15 @@ def read_records(
     """
     with explain_failure(f"{json_path}: mlcroissant cannot read its records; {DESCRIBE_AGAIN}"):
         jobs = pd.read_csv(index_path, usecols=["jid"], dtype=str)["jid"]
-        count = len(jobs) if wanted is None else min(wanted, len(jobs))
-        skipped = np.flatnonzero(~choose_evenly(jobs, count, seed)) + 1 if count < len(jobs) else []
-        parts = max(1, math.ceil(count / RECORDS_PER_PART))
-        size = max(1, math.ceil(count / parts))
+        shuffled = jobs.sample(frac=1, random_state=seed)
+        turns = shuffled.groupby(shuffled).cumcount().sort_values(kind="stable")  # job after job
+        skipped = turns.index[wanted or len(jobs) :] + 1  # lines of the index, after its header
+        parts = math.ceil((len(jobs) - len(skipped)) / RECORDS_PER_PART)
         text = {"dtype": str, "keep_default_na": False}  # cells as they are
-        rows = pd.read_csv(index_path, skiprows=skipped, chunksize=size, **text)
+        rows = pd.read_csv(index_path, skiprows=skipped, chunksize=RECORDS_PER_PART, **text)
         texts = (chunk.to_csv(index=False) for chunk in rows)
         read = partial(read_part, json_path, file_id)
-        if parts == 1:
+        if parts <= 1:
             return read(next(texts))
         can_block = hasattr(signal, "pthread_sigmask")  # not on Windows
         with ProcessPoolExecutor(min(parts, count_cpus())) as pool:
@@ -276,12 +269,12 @@ def raise_file_limit(count: int) -> None:
     """Allow this process to have `count` tensors mapped, each of which is an open file."""
     try:
         import resource
-    except ImportError:  # Windows has no such limit
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = count + 256  # for everything else
-    try:
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        needed = count + 256  # for everything else
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, needed), hard))
+    except ImportError:  # Windows has no such limit
+        pass
     except (ValueError, OSError) as error:
         raise DatasetError(
             f"{count:,} tensors are needed at once, but only {hard:,} files may be open; have the"
@@ -309,10 +302,8 @@ def open_tensor(path: Path) -> np.memmap:
     """Map a tensor, float32 (H, W, 4); raise DatasetError if it is not one, or not whole."""
     if not path.is_file():
         raise DatasetError(f"{path}: not a readable tensor: there is no such file")
-    with (
-        explain_failure(f"{path}: not a readable tensor"),
-        np.errstate(over="ignore"),
-    ):  # huge shapes
+    # A damaged header may say any shape, of which numpy warns.
+    with explain_failure(f"{path}: not a readable tensor"), np.errstate(over="ignore"):
         tensor = np.lib.format.open_memmap(path, mode="r")
     layout = tensor.dtype, tensor.shape[2:], tensor.flags.c_contiguous
     if layout != (np.dtype("<f4"), (len(CHANNEL_NAMES),), True):
@@ -338,22 +329,12 @@ def transform_features(candidates: pd.DataFrame) -> np.ndarray:
 
 
 class CutoutDataset:
-    """Cutouts, features and labels of candidates; a cutout is a slice of a mapped tensor.
+    """Cutouts, features and labels of the candidates that `read_records` returns.
 
     `dataset[rows]` is a batch of N candidates: cutouts float32 (N, 4, 64, 64), channels last, in
-    [0, 1] and 0 off the image, features float32 (N, 10), labels float32 (N,).
-
-    Parameters
-    ----------
-    dataset_dir : Path
-        Folder that the image paths of the candidates are relative to.
-    candidates : pandas.DataFrame
-        As `read_records` returns it. Features are NaN where it is, until `fit_features`.
-
-    Raises
-    ------
-    DatasetError
-        A tensor is missing, damaged or outside the folder; later, if a pixel is not in [0, 1].
+    [0, 1] and 0 off the image, features float32 (N, 10), labels float32 (N,). A cutout is a slice
+    of a mapped tensor. Features are not scaled, and NaN without a value, until `fit_features`.
+    DatasetError says which tensors are damaged, and in batches, where a pixel is not in [0, 1].
     """
 
     def __init__(self, dataset_dir: Path, candidates: pd.DataFrame) -> None:
@@ -486,22 +467,19 @@ def check_copies(dataset: CutoutDataset, split: np.ndarray) -> None:
     Cutouts are compared only if the features are equal, which without copies is rare.
     """
     alike = np.flatnonzero(dataset.candidates.duplicated(list(FEATURE_COLUMNS), keep=False))
-    table = dataset.candidates.iloc[alike].assign(split=split[alike])
+    table = pd.DataFrame({"jid": dataset.candidates["jid"], "split": split}).iloc[alike]
     table["place"] = table["jid"] + " (" + table["split"] + ")"
-    cutouts = (cutout for rows in divide(alike, BATCH_SIZE) for cutout in dataset[rows][0].numpy())
-    features = dataset.values[alike]
+    cutouts = (cutout for rows in divide(alike, BATCH_SIZE) for cutout in dataset[rows][0])
+    pairs = zip(dataset.values[alike], cutouts, strict=True)
     table["content"] = [
-        hashlib.sha256(values.tobytes() + cutout.tobytes()).digest()
-        for values, cutout in zip(features, cutouts, strict=True)
+        hashlib.sha256(features.tobytes() + cutout.numpy().tobytes()).digest()
+        for features, cutout in pairs
     ]
     groups = table.groupby("content")
-    places = groups["place"].unique()[groups["split"].nunique() > 1].map(" and ".join)
-    raise_problems(
-        [
-            f"{place}: {count:,} candidates have the same cutout and features; remove the copies"
-            for place, count in places.value_counts().items()
-        ]
-    )
+    shared = groups["place"].unique()[groups["split"].nunique() > 1].map(" and ".join)
+    text = "candidates have the same cutout and features; remove the copies"
+    counts = shared.value_counts().items()
+    raise_problems([f"{places}: {count:,} {text}" for places, count in counts])
 
 
 def find_notes(dataset: CutoutDataset, test: np.ndarray) -> Iterator[str]:
