@@ -77,7 +77,7 @@ RECORDS_PER_PART = 10_000  # which mlcroissant reads in 2.5 s; more are read in 
 MEMORY_SHARE = 0.25  # of the memory, for the tensors among which candidates are shuffled
 BATCHES_AHEAD = 4  # that the kernel is told of before they are read
 SPLITS = ("train", "validation", "test")
-TURNS = (0, 1, 2, 0, 0)  # the splits that jobs are dealt to, in turn: 60, 20 and 20 %
+TURNS = ("train", "validation", "test", "train", "train")  # jobs are dealt to these in turn
 BATCH_SIZE = 128  # candidates per step
 STEPS, MAX_EPOCHS = 550, 60  # what the number of epochs aims at, and its limit
 LEARNING_RATE = 2e-3  # highest rate of the one-cycle schedule
@@ -498,7 +498,7 @@ def find_notes(dataset: CutoutDataset, test: np.ndarray) -> Iterator[str]:
         yield f"job {shares.index[0]} has {shares.iloc[0]:.0%} of the candidates"
 
 
-def assign_splits(units: pd.Series, labels: pd.Series, seed: int) -> np.ndarray | None:
+def assign_splits(units: Sequence, labels: pd.Series, seed: int) -> np.ndarray | None:
     """Assign units of candidates, such as jobs, to SPLITS; return the split of each candidate.
 
     Units with and without real candidates are dealt out apart, in random order but those with both
@@ -508,12 +508,11 @@ def assign_splits(units: pd.Series, labels: pd.Series, seed: int) -> np.ndarray 
     has_real, has_bogus = (np.bincount(unit_of, labels == kind) > 0 for kind in (1, 0))
     order = np.random.default_rng(seed).permutation(len(names))
     order = order[np.argsort(~(has_real & has_bogus)[order], kind="stable")]
-    split = np.empty(len(names), int)
+    split = np.full(len(names), "validation")
     for group in (order[has_real[order]], order[~has_real[order]]):
         split[group] = np.resize(TURNS, len(group))
-    split = np.array(SPLITS)[split[unit_of]]
-    classes = labels.groupby(split).nunique()
-    return split if (classes == 2).sum() == len(SPLITS) else None
+    classes = labels.groupby(split[unit_of]).nunique()
+    return split[unit_of] if (classes == 2).sum() == len(SPLITS) else None
 
 
 def split_candidates(candidates: pd.DataFrame, seed: int) -> np.ndarray:
@@ -530,7 +529,7 @@ def split_candidates(candidates: pd.DataFrame, seed: int) -> np.ndarray:
         " tested on candidates of the same job, whose sky, PSF and flaws it then knows, which"
         " flatters it; add jobs or raise --max_candidates"
     )
-    if (split := assign_splits(candidates.index.to_series(), label, seed)) is not None:
+    if (split := assign_splits(candidates.index, label, seed)) is not None:
         return split
     raise DatasetError(
         f"{(label == 1).sum()} of {len(label)} candidates are real; training, validation and test"
@@ -752,18 +751,18 @@ def train(
             values.copy_(backend.add_up(values.float()) / backend.processes)
         train_loss = backend.add_up(total).item() / len(rows)
         logits = predict(network, dataset, held_out, settings.batch_size, backend)
-        labels = dataset.labels[held_out]
-        loss = balanced_loss(logits, labels, odds).item()
-        if not math.isfinite(train_loss + loss):
+        truth = dataset.labels[held_out]
+        held_out_loss = balanced_loss(logits, truth, odds).item()
+        if not math.isfinite(train_loss + held_out_loss):
             raise DatasetError("the loss is not finite any more: try a lower --learning_rate")
-        roc_auc, precision = rate_ranking(rank_candidates(logits.numpy()), labels.numpy())
+        roc_auc, precision = rate_ranking(rank_candidates(logits.numpy()), truth.numpy())
         if precision > highest:
             highest, best = precision, copy.deepcopy(network.state_dict())
         LOG.info(
-            f"epoch {epoch:2}/{epochs}  loss {train_loss:.4f}  validation loss {loss:.4f}"
+            f"epoch {epoch:2}/{epochs}  loss {train_loss:.4f}  validation loss {held_out_loss:.4f}"
             f"  ROC AUC {roc_auc:.4f}  average precision {precision:.4f}"
         )
-        history.append((epoch, train_loss, loss, roc_auc, precision))
+        history.append((epoch, train_loss, held_out_loss, roc_auc, precision))
     network.load_state_dict(best)
     return network, pd.DataFrame(history, columns=HISTORY).set_index("epoch", drop=False)
 
@@ -974,7 +973,7 @@ def draw_curves(axes: Sequence, labels: np.ndarray, scores: pd.DataFrame, result
         losses.plot(history[column], ".-", color=color, label=column.replace("_", " "))
     losses.axvline(results["best_epoch"], color="C0", linestyle=":", label="epoch kept")
     for (name, values), color in zip(scores.items(), ("C0", "C1", "0.6"), strict=True):
-        ranks, _ = rank_candidates(values.to_numpy(), np.zeros(len(values), int))
+        ranks, _ = rank_candidates(values.to_numpy())
         steps = (np.bincount(ranks, labels == kind) for kind in (1, 0))
         real, bogus = (np.append(0, np.cumsum(part)) for part in steps)
         area, average = (results["rankings"][name][key][0] for key in list(FIGURES)[1:])
