@@ -89,13 +89,6 @@ MIN_EACH = 5  # real and bogus test candidates, without which there is no verdic
 SEED = 20260
 MAX_PROBLEMS = 20  # named of each kind, the others are counted
 DESCRIBE_AGAIN = "run generate_croissant.py again"
-MATRIX = ("true_positives", "false_negatives", "false_positives", "true_negatives")
-HISTORY = ["epoch", "train_loss", "validation_loss", "roc_auc", "average_precision"]
-FIGURES = {  # of a ranking of the test candidates
-    "roc_auc_within_jobs": "ROC AUC within jobs",
-    "roc_auc": "ROC AUC",
-    "average_precision": "average precision",
-}
 
 LOG = logging.getLogger("test_croissant_dataset")
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # cutouts, features, labels
@@ -708,6 +701,9 @@ def predict(
     return backend.add_up(logits).cpu()
 
 
+HISTORY = ["epoch", "train_loss", "validation_loss", "roc_auc", "average_precision"]  # of an epoch
+
+
 def train(
     dataset: CutoutDataset, split: np.ndarray, settings: Settings, backend: Backend
 ) -> tuple[nn.Module, pd.DataFrame]:
@@ -825,6 +821,9 @@ def choose_threshold(
     return float(scores[ranks == np.argmax(f1)][0])
 
 
+MATRIX = ("true_positives", "false_negatives", "false_positives", "true_negatives")
+
+
 def count_calls(called: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> dict[str, float]:
     """Return the confusion matrix, real being positive, and precision, recall and F1."""
     tn, fp, fn, tp = np.bincount(2 * labels.astype(int) + called, weights, minlength=4)
@@ -918,6 +917,13 @@ def reach_verdict(
         f"learned: {text}; {better} than {best}"
         f" (average precision {gain:+.3f}, {low:+.3f} to {high:+.3f})"
     )
+
+
+FIGURES = {  # of a ranking of the test candidates
+    "roc_auc_within_jobs": "ROC AUC within jobs",
+    "roc_auc": "ROC AUC",
+    "average_precision": "average precision",
+}
 
 
 def show(estimate: Estimate) -> str:
