@@ -32,6 +32,7 @@ below `--min_ap` (the reason is on stderr); 2 wrong usage; 130 interrupted by Ct
 import argparse
 import copy
 import hashlib
+import io
 import itertools
 import json
 import logging
@@ -47,8 +48,8 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib import import_module
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path, PureWindowsPath
 
 import mlcroissant as mlc
@@ -81,7 +82,9 @@ TURNS = ("train", "validation", "test", "train", "train")  # jobs are dealt to t
 BATCH_SIZE = 128  # candidates per step
 STEPS, MAX_EPOCHS = 550, 60  # what the number of epochs aims at, and its limit
 LEARNING_RATE = 2e-3  # highest rate of the one-cycle schedule
-WEIGHT_DECAY, DROPOUT = 1e-2, 0.5
+WEIGHT_DECAY, DROPOUT = 1e-1, 0.5
+MIXUP, MIXUP_EPOCHS = 0.2, 20  # strength of mixup, and the epochs from which on it is needed
+VIEWS = 4  # orientations over which scores of the validation and the test split are averaged
 RIDGE = 1e-4  # of the logistic regression: keeps weights finite where classes separate
 RESAMPLES = 1000  # of the bootstrap
 MIN_JOBS = 10  # jobs of a split from which on whole jobs are resampled, too
@@ -123,6 +126,8 @@ def explain_failure(text: str) -> Iterator[None]:
     except (DatasetError, OSError):  # such as a full disk
         raise
     except Exception as error:  # numpy, mlcroissant and its parsers raise anything
+        while error.__cause__:
+            error = error.__cause__
         reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300, placeholder=" ...")
         raise DatasetError(f"{text}: {reason}") from error
 
@@ -179,7 +184,8 @@ def load_description(json_path: Path) -> mlc.Metadata:
     with explain_failure(f"{json_path}: not a valid Croissant description; {DESCRIBE_AGAIN}"):
         json.loads(json_path.read_bytes(), object_pairs_hook=refuse_downloads)
         metadata = mlc.Dataset(json_path).metadata
-        known = {field.id for records in metadata.record_sets for field in records.fields}
+        sets = [records for records in metadata.record_sets if records.id == RECORD_SET]
+        known = {field.id for records in sets for field in records.fields}
         if missing := [field for field in COLUMN_OF_FIELD if field not in known]:
             raise ValueError(f"it does not describe {', '.join(missing)}")
     return metadata
@@ -221,8 +227,22 @@ def read_part(json_path: Path, file_id: str, text: str) -> pd.DataFrame:
         node.sha256 = hashlib.sha256(part.read_bytes()).hexdigest()  # mlcroissant verifies it
         records = pd.DataFrame(dataset.records(RECORD_SET), columns=list(COLUMN_OF_FIELD))
     records = records.rename(columns=COLUMN_OF_FIELD)
+    if records[list(TEXT_COLUMNS)].isna().any(axis=None):
+        raise ValueError(f"a cell of {' or '.join(TEXT_COLUMNS)} is empty")
     texts = {column: records[column].map(bytes.decode) for column in TEXT_COLUMNS}
     return records.astype(dict.fromkeys(NUMBER_COLUMNS, float)).assign(**texts)
+
+
+@contextmanager
+def hold_interrupt() -> Iterator[None]:
+    """Let Ctrl-C wait, for this process and for those that it starts in the meantime."""
+    can_hold = hasattr(signal, "pthread_sigmask")  # not on Windows
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if can_hold else None
+    try:
+        yield
+    finally:
+        if can_hold:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def read_records(
@@ -243,18 +263,15 @@ def read_records(
         skipped = turns.index[wanted or len(jobs) :] + 1  # lines of the index, after its header
         parts = math.ceil((len(jobs) - len(skipped)) / RECORDS_PER_PART)
         text = {"dtype": str, "keep_default_na": False}  # cells as they are
-        rows = pd.read_csv(index_path, skiprows=skipped, chunksize=RECORDS_PER_PART, **text)
+        size = math.ceil((len(jobs) - len(skipped)) / max(1, parts)) or 1
+        rows = pd.read_csv(index_path, skiprows=skipped, chunksize=size, **text)
         texts = (chunk.to_csv(index=False) for chunk in rows)
         read = partial(read_part, json_path, file_id)
         if parts <= 1:
             return read(next(texts))
-        can_block = hasattr(signal, "pthread_sigmask")  # not on Windows
         with ProcessPoolExecutor(min(parts, count_cpus())) as pool:
-            if can_block:  # the workers inherit that: Ctrl-C is the parent's matter
-                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-            tables = pool.map(read, texts)
-            if can_block:
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+            with hold_interrupt():  # the workers inherit that: Ctrl-C is the parent's matter
+                tables = pool.map(read, texts)
             return pd.concat(progress(tables, "index", parts), ignore_index=True)
 
 
@@ -264,7 +281,7 @@ def raise_file_limit(count: int) -> None:
         import resource
 
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        needed = count + 256  # for everything else
+        needed = count + 100  # for everything else
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, needed), hard))
     except ImportError:  # Windows has no such limit
         pass
@@ -459,11 +476,12 @@ def check_copies(dataset: CutoutDataset, split: np.ndarray) -> None:
 
     Cutouts are compared only if the features are equal, which without copies is rare.
     """
-    alike = np.flatnonzero(dataset.candidates.duplicated(list(FEATURE_COLUMNS), keep=False))
+    values = dataset.values.astype(np.float32)  # the last digits may differ
+    alike = np.flatnonzero(pd.DataFrame(values).duplicated(keep=False))
     table = pd.DataFrame({"jid": dataset.candidates["jid"], "split": split}).iloc[alike]
     table["place"] = table["jid"] + " (" + table["split"] + ")"
     cutouts = (cutout for rows in divide(alike, BATCH_SIZE) for cutout in dataset[rows][0])
-    pairs = zip(dataset.values[alike], cutouts, strict=True)
+    pairs = zip(values[alike], cutouts, strict=True)
     table["content"] = [
         hashlib.sha256(features.tobytes() + cutout.numpy().tobytes()).digest()
         for features, cutout in pairs
@@ -483,7 +501,7 @@ def find_notes(dataset: CutoutDataset, test: np.ndarray) -> Iterator[str]:
     below = real.fillna(np.inf).max() < bogus.fillna(np.inf).min()
     for column in FEATURE_COLUMNS:
         if values[column].isna().all():
-            yield f"column {column} has no value"
+            yield f"column {column} has no finite value"
         elif min(len(real), len(bogus)) >= MIN_EACH and (above[column] or below[column]):
             yield f"column {column} alone ranks the test candidates perfectly"
     shares = dataset.candidates["jid"].value_counts(normalize=True)
@@ -517,17 +535,17 @@ def split_candidates(candidates: pd.DataFrame, seed: int) -> np.ndarray:
     label = candidates["label"]
     if (split := assign_splits(candidates["jid"], label, seed)) is not None:
         return split
+    if (split := assign_splits(candidates.index, label, seed)) is None:
+        raise DatasetError(
+            f"{(label == 1).sum()} of {len(label)} candidates are real; training, validation and"
+            " test need a real and a bogus one each: add jobs, or raise --max_candidates"
+        )
     LOG.warning(
         "too few jobs hold real and bogus candidates to split by job: the network is trained and"
         " tested on candidates of the same job, whose sky, PSF and flaws it then knows, which"
-        " flatters it; add jobs or raise --max_candidates"
+        " flatters it; add jobs, or raise --max_candidates"
     )
-    if (split := assign_splits(candidates.index, label, seed)) is not None:
-        return split
-    raise DatasetError(
-        f"{(label == 1).sum()} of {len(label)} candidates are real; training, validation and test"
-        " need a real and a bogus one each: add jobs or raise --max_candidates"
-    )
+    return split
 
 
 def examine(settings: Settings) -> tuple[CutoutDataset, np.ndarray]:
@@ -670,14 +688,24 @@ def pick_backend(name: str) -> Backend:
     return Backend(device, dtype, torchrun("RANK", 0), torchrun("WORLD_SIZE", 1))
 
 
+def orient(cutouts: torch.Tensor, k: int) -> torch.Tensor:
+    """Bring cutouts (N, 4, 64, 64) into orientation k of eight; the first four are flips."""
+    turned = cutouts.transpose(2, 3) if k & 4 else cutouts
+    return turned.flip([dim for dim, bit in ((2, 1), (3, 2)) if k & bit])
+
+
 def augment(cutouts: torch.Tensor) -> torch.Tensor:
     """Bring each of the cutouts (N, 4, 64, 64) into one of eight orientations, by its place."""
     turned = torch.empty_like(cutouts)
     for k in range(8):
-        part = cutouts[k::8]
-        part = part.transpose(2, 3) if k & 4 else part
-        turned[k::8] = part.flip([dim for dim, bit in ((2, 1), (3, 2)) if k & bit])
+        turned[k::8] = orient(cutouts[k::8], k)
     return turned
+
+
+def mix(batch: Batch, rng: np.random.Generator) -> Batch:
+    """Blend each candidate of a batch with another one (mixup, Zhang et al. 2018)."""
+    share = rng.beta(MIXUP, MIXUP)
+    return tuple(share * values + (1 - share) * values.flip(0) for values in batch)
 
 
 def balanced_loss(logits: torch.Tensor, labels: torch.Tensor, odds: float) -> torch.Tensor:
@@ -688,17 +716,32 @@ def balanced_loss(logits: torch.Tensor, labels: torch.Tensor, odds: float) -> to
 
 @torch.inference_mode()
 def predict(
-    network: nn.Module, dataset: CutoutDataset, rows: np.ndarray, size: int, backend: Backend
+    network: nn.Module,
+    dataset: CutoutDataset,
+    rows: np.ndarray,
+    size: int,
+    backend: Backend,
+    views: int = 1,
 ) -> torch.Tensor:
-    """Return the logits of candidates, float32 (N,) on the CPU, in all processes."""
+    """Return the logits of candidates, float32 (N,) on the CPU, in all processes.
+
+    They are means over so many orientations of the cutout.
+    """
     network.eval()
     logits = torch.zeros(len(rows), device=backend.device)
     places = [backend.share(batch) for batch in divide(np.arange(len(rows)), size)]
     batches = progress(dataset.load([rows[place] for place in places]), "predicting", len(places))
     for place, batch in zip(places, batches, strict=True):
         cutouts, features, _ = backend.put(*batch)
-        logits[place] = network(cutouts, features)
+        for k in range(views):
+            logits[place] += network(orient(cutouts, k), features) / views
     return backend.add_up(logits).cpu()
+
+
+def rate_logits(logits: torch.Tensor, labels: torch.Tensor, odds: float) -> tuple[float, ...]:
+    """Return loss, ROC AUC and average precision."""
+    loss = balanced_loss(logits, labels, odds).item()
+    return loss, *rate_ranking(rank_candidates(logits.numpy()), labels.numpy())
 
 
 HISTORY = ["epoch", "train_loss", "validation_loss", "roc_auc", "average_precision"]  # of an epoch
@@ -729,6 +772,7 @@ def train(
     schedule = OneCycleLR(optimizer, settings.learning_rate, epochs * steps)
     odds = len(rows) / dataset.labels[rows].sum().item() - 1
     torch.manual_seed(settings.seed + backend.rank)  # each process drops out in its own way
+    rng = np.random.default_rng(settings.seed)
     history, highest, best = [], -1.0, {}
     for epoch in range(1, epochs + 1):
         network.train()
@@ -737,7 +781,10 @@ def train(
         batches = [backend.share(batch) for batch in divide(order, settings.batch_size)]
         for batch in progress(dataset.load(batches), f"epoch {epoch}", steps):
             cutouts, features, labels = backend.put(*batch)
-            loss = balanced_loss(learner(augment(cutouts), features), labels, odds)
+            cutouts = augment(cutouts)
+            if epochs >= MIXUP_EPOCHS:
+                cutouts, features, labels = mix((cutouts, features, labels), rng)
+            loss = balanced_loss(learner(cutouts, features), labels, odds)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -747,11 +794,9 @@ def train(
             values.copy_(backend.add_up(values.float()) / backend.processes)
         train_loss = backend.add_up(total).item() / len(rows)
         logits = predict(network, dataset, held_out, settings.batch_size, backend)
-        truth = dataset.labels[held_out]
-        held_out_loss = balanced_loss(logits, truth, odds).item()
+        held_out_loss, roc_auc, precision = rate_logits(logits, dataset.labels[held_out], odds)
         if not math.isfinite(train_loss + held_out_loss):
             raise DatasetError("the loss is not finite any more: try a lower --learning_rate")
-        roc_auc, precision = rate_ranking(rank_candidates(logits.numpy()), truth.numpy())
         if precision > highest:
             highest, best = precision, copy.deepcopy(network.state_dict())
         LOG.info(
@@ -884,7 +929,7 @@ def evaluate(
         row["calls", "threshold"] = threshold
         calls = count_calls(network[test] >= threshold, real, weights)
         rows.append(row | {("calls", name): number for name, number in calls.items()})
-    table = pd.DataFrame(rows).round(12)  # or chance might come out above 0.5
+    table = pd.DataFrame(rows)
     low, high = table[1:].quantile([0.025, 0.975]).to_numpy()
     results: dict[str, dict[str, Estimate]] = {}
     for (name, figure), *estimate in zip(table, table.iloc[0], low, high, strict=True):
@@ -908,7 +953,7 @@ def reach_verdict(
     network, *yardsticks = rankings
     roc_auc = rankings[network]["roc_auc_within_jobs"]
     text = f"ROC AUC within jobs {show(roc_auc)}, where chance gives 0.5"
-    if roc_auc[1] <= 0.5:
+    if roc_auc[1] <= 0.5 + 1e-9:  # of rounding
         return False, f"not learned: {text}"
     best = max(yardsticks, key=lambda name: rankings[name]["average_precision"][0])
     gain, low, high = rankings[best]["behind"]
@@ -1025,8 +1070,8 @@ def draw_sheet(
 
 def prepare_report_dir(folder: Path) -> None:
     """Make the folder of the report, before hours are spent on what could not be written there."""
-    if not find_spec("matplotlib"):
-        raise DatasetError("--report_dir draws with matplotlib: pip install matplotlib")
+    with explain_failure("--report_dir draws with matplotlib: pip install matplotlib"):
+        import_module("matplotlib.figure")
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):
         pass
@@ -1048,7 +1093,9 @@ def write_report(
     columns = {"split": split, "label": dataset.labels.int().numpy(), "score": scores["network"]}
     predictions = dataset.candidates[["jid", "id"]].assign(**columns)
     predictions.to_csv(folder / "predictions.csv", index=False)
-    torch.save(model, folder / "model.pt")
+    packed = io.BytesIO()  # torch has errors of its own if it writes to a full disk
+    torch.save(model, packed)
+    (folder / "model.pt").write_bytes(packed.getvalue())
     figure = Figure(figsize=(17, 10), dpi=120, layout="constrained")
     figure.suptitle(results["verdict"])
     upper, lower = figure.subfigures(2, 1, height_ratios=(1, 1.2))
@@ -1071,8 +1118,10 @@ def run(settings: Settings) -> int:
     if backend.processes > 1:
         distributed.init_process_group("nccl" if backend.device.type == "cuda" else "gloo")
     network, history = train(dataset, split, settings, backend)
-    everything = np.arange(len(dataset))
-    logits = predict(network, dataset, everything, settings.batch_size, backend)
+    logits = torch.zeros(len(dataset))
+    for name, views in zip(SPLITS, (1, VIEWS, VIEWS), strict=True):
+        places = np.flatnonzero(split == name)
+        logits[places] = predict(network, dataset, places, settings.batch_size, backend, views)
     columns = {
         # Scores rank; they are no probabilities, because training weighs both classes the same.
         "network": torch.sigmoid(logits.double()),
@@ -1155,7 +1204,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with redirect_stdout(sys.stdout if is_leader() else None), logging_redirect_tqdm():
             return run(settings)
-    except (DatasetError, OSError) as error:
+    except (DatasetError, OSError, MemoryError, torch.OutOfMemoryError) as error:
         for line in str(error).splitlines():
             LOG.error(line)
         return 1

@@ -128,6 +128,10 @@ DAMAGES = {
         lambda d: edit_json(d, lambda j: j["recordSet"].pop(0)),
         *(VALID, "it does not describe transient_candidates/jid, transient_candidates/image"),
     ),
+    "record set of another name": (
+        lambda d: edit_json(d, lambda j: j["recordSet"][0].update({"@id": "other"})),
+        *(VALID, "it does not describe transient_candidates/jid, transient_candidates/image"),
+    ),
     "a column is not described": (
         lambda d: edit_json(d, lambda j: j["recordSet"][0]["field"].pop(9)),
         *(VALID, "it does not describe transient_candidates/flux\n"),
@@ -151,8 +155,17 @@ DAMAGES = {
     "index absolute": (partial(edit_file, contentUrl="/etc/passwd"), FILES, "leads out of"),
     "index on Windows": (partial(edit_file, contentUrl="..\\i.csv"), FILES, "leads out of"),
     "index a file URL": (partial(edit_file, contentUrl="file:///etc/passwd"), FILES, "leads out"),
-    "no job": (partial(edit_cell, column="jid", value=None), RECORDS, "cannot read its records"),
-    "text for a number": (partial(edit_cell, column="flux", value="x"), RECORDS, "cannot read"),
+    "no job": (
+        partial(edit_cell, column="jid", value=None),
+        *(
+            RECORDS,
+            "cannot read its records; run generate_croissant.py again: ValueError: a cell of",
+        ),
+    ),
+    "text for a number": (
+        partial(edit_cell, column="flux", value="x"),
+        *(RECORDS, "could not convert string to float: 'x'"),
+    ),
     "label 2": (
         partial(edit_cell, column="label", value=2),
         *(LABELS, "candidate 4 of jid001: label 2, match 4; run create_dataset.py again"),
@@ -546,7 +559,7 @@ PERFECT = "column {} alone ranks the test candidates perfectly"
         ("npix", lambda index: index["label"] + index["npix"].clip(0, 0.5), PERFECT),
         ("peak", lambda index: index["peak"].clip(0, 0.5) - index["label"], PERFECT),
         ("mag", lambda index: index["mag"].fillna(9).where(index["label"] == 1), PERFECT),
-        ("daofind_mag", lambda index: index["id"] * np.nan, "column {} has no value"),
+        ("daofind_mag", lambda index: index["id"] * np.nan, "column {} has no finite value"),
     ],
     ids=["real highest", "real lowest", "only real has a value", "no value"],
 )
