@@ -606,7 +606,7 @@ class Fixed(training.RealBogusNetwork):
         return self.head[-1].bias * 0 + self.LOGIT * torch.ones(len(cutouts))
 
 
-class BestInTheSecondEpoch(training.RealBogusNetwork):
+class BestInTwoEpochs(training.RealBogusNetwork):
     """A network that ranks by sharpness after two or three epochs of one batch, else against it."""
 
     def __init__(self) -> None:
@@ -620,19 +620,19 @@ class BestInTheSecondEpoch(training.RealBogusNetwork):
         return self.head[-1].bias * 0 + sign * features[:, 0]
 
 
-def test_the_first_of_the_best_epochs_is_kept(sample_copy, monkeypatch):
+def test_the_last_of_the_best_epochs_is_kept(sample_copy, monkeypatch):
     edit_index(
         sample_copy, lambda index: index.assign(sharpness=index["label"] + index["id"] / 1e3)
     )
     assert describe(sample_copy) == 0
-    monkeypatch.setattr(training, "RealBogusNetwork", BestInTheSecondEpoch)
+    monkeypatch.setattr(training, "RealBogusNetwork", BestInTwoEpochs)
     metrics = read_metrics(sample_copy, "--epochs", "4")
-    assert metrics["best_epoch"] == 2
+    assert metrics["best_epoch"] == 3
     precisions = [row["average_precision"] for row in metrics["history"]]
     assert precisions[1:3] == [1, 1] > [precisions[0], precisions[3]]
     assert metrics["rankings"]["network"]["average_precision"][0] == 1
     model = torch.load(sample_copy / "report" / "model.pt", weights_only=True)
-    assert model["weights"]["epochs"].item() == 2
+    assert model["weights"]["epochs"].item() == 3
 
 
 def test_both_classes_weigh_the_same(tmp_path, monkeypatch):

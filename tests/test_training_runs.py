@@ -265,11 +265,15 @@ def test_metrics_say_how_it_was_learned(report):
     metrics = report.metrics()
     assert [row["epoch"] for row in metrics["history"]] == [1, 2, 3]
     precisions = [row["average_precision"] for row in metrics["history"]]
-    assert precisions[metrics["best_epoch"] - 1] == max(precisions)
+    good = [
+        n for n, value in enumerate(precisions) if value >= max(precisions) - training.TOLERANCE
+    ]
+    assert metrics["best_epoch"] == good[-1] + 1
+    kept = precisions[good[-1]]
     held_out = report.predictions("validation")
     alone = score_by_model(report.dataset, report.folder, averaged=False)[held_out.index]
     precision = average_precision_score(held_out["label"], alone)
-    assert max(precisions) == pytest.approx(precision, abs=0.02)  # the best epoch was kept
+    assert kept == pytest.approx(precision, abs=0.02)
     assert metrics["splits"]["test"] == {"jobs": 2, "candidates": 48, "real": 24}
     assert metrics["base_rate"] == 0.5
     assert metrics["settings"]["seed"] == training.SEED

@@ -193,7 +193,7 @@ def train_ours(seed: int, epochs: int, folder: str, table_path: str) -> tuple[fl
     dataset.fit_features(train)
     for passes in (1, epochs):  # the first does not count
         start = time.perf_counter()
-        network, _ = script.train(dataset, split, replace(settings, epochs=passes), backend)
+        network, *_ = script.train(dataset, split, replace(settings, epochs=passes), backend)
         rate = passes * len(train) / (time.perf_counter() - start)
     logits = script.predict(network, dataset, test, settings.batch_size, backend)
     return rate, 100 * average_precision_score(candidates["label"][test], logits)
