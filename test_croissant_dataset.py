@@ -76,17 +76,12 @@ INNER_PX = 16  # side of its middle, which the network sees at full resolution
 CHECKED_CUTOUTS = 1000  # read before training; the others are checked when they are trained on
 RECORDS_PER_PART = 10_000  # which mlcroissant reads in 2.5 s; more are read in parallel
 MEMORY_SHARE = 0.25  # of the memory, for the tensors among which candidates are shuffled
-BATCHES_AHEAD = 4  # that the kernel is told of before they are read
 SPLITS = ("train", "validation", "test")
 TURNS = ("train", "validation", "test", "train", "train")  # jobs are dealt to these in turn
 BATCH_SIZE = 128  # candidates per step
 STEPS, MAX_EPOCHS = 550, 60  # what the number of epochs aims at, and its limit
 LEARNING_RATE = 3e-3  # highest rate of the one-cycle schedule
 WEIGHT_DECAY, DROPOUT = 1e-1, 0.5
-TOLERANCE = 0.01  # of average precision, within which a later epoch is the better one
-MIXUP, MIXUP_EPOCHS = 0.2, 20  # strength of mixup, and the epochs from which on it is needed
-VIEWS = 4  # orientations over which scores of the validation and the test split are averaged
-RIDGE = 1e-4  # of the logistic regression: keeps weights finite where classes separate
 RESAMPLES = 1000  # of the bootstrap
 MIN_JOBS = 10  # jobs of a split from which on whole jobs are resampled, too
 MIN_EACH = 5  # real and bogus test candidates, without which there is no verdict
@@ -337,6 +332,9 @@ def transform_features(candidates: pd.DataFrame) -> np.ndarray:
     for name in ("peak", "flux"):
         values[name] = np.sign(values[name]) * np.log1p(values[name].abs())
     return values.assign(no_mag=values["mag"].isna()).to_numpy(float)
+
+
+BATCHES_AHEAD = 4  # that the kernel is told of before they are read
 
 
 class CutoutDataset:
@@ -739,32 +737,42 @@ def predict(
     return backend.add_up(logits).cpu()
 
 
-def rate_logits(logits: torch.Tensor, labels: torch.Tensor, odds: float) -> tuple[float, ...]:
-    """Return loss, ROC AUC and average precision."""
+def rate_logits(logits: torch.Tensor, labels: torch.Tensor, odds: float) -> dict[str, float]:
+    """Return loss, ROC AUC and average precision of the validation split."""
+    roc_auc, precision = rate_ranking(rank_candidates(logits.numpy()), labels.numpy())
     loss = balanced_loss(logits, labels, odds).item()
-    return loss, *rate_ranking(rank_candidates(logits.numpy()), labels.numpy())
+    return {"validation_loss": loss, "roc_auc": roc_auc, "average_precision": precision}
 
 
-HISTORY = ["epoch", "train_loss", "validation_loss", "roc_auc", "average_precision"]  # of an epoch
+def plan_steps(count: int, settings: Settings, backend: Backend) -> tuple[int, int]:
+    """Return the steps of an epoch over so many candidates, and the number of epochs."""
+    if min(settings.batch_size, count) < 2 * backend.processes:
+        raise DatasetError(
+            f"{backend.processes} processes need two candidates each in a batch: --batch_size is"
+            f" {settings.batch_size}, and {count} are trained on"
+        )
+    steps = max(1, count // settings.batch_size)
+    return steps, settings.epochs or min(max(1, round(STEPS / steps)), MAX_EPOCHS)
+
+
+MIXUP, MIXUP_EPOCHS = 0.2, 20  # strength of mixup, and the epochs from which on it is needed
+TOLERANCE = 0.01  # of average precision, within which a later epoch is the better one
+EPOCH_LINE = (
+    "epoch {epoch:2}/{epochs}  loss {train_loss:.4f}  validation loss {validation_loss:.4f}"
+    "  ROC AUC {roc_auc:.4f}  average precision {average_precision:.4f}"
+)
 
 
 def train(
     dataset: CutoutDataset, split: np.ndarray, settings: Settings, backend: Backend
-) -> tuple[nn.Module, pd.DataFrame, int]:
-    """Train a network, log each epoch, and return it as it was after the best one.
+) -> tuple[nn.Module, list[dict[str, float]], int]:
+    """Train a network; return it as it was after the best epoch, the figures of all, and that epoch.
 
-    Also returns HISTORY and the best epoch: the last one whose average precision on the validation
-    split is the highest, give or take TOLERANCE, because that figure is noisy and later epochs,
-    with their lower learning rate, do better on other jobs.
+    The best epoch is the last one whose average precision on the validation split is the highest,
+    give or take TOLERANCE: later epochs, with their lower learning rate, do better on other jobs.
     """
     rows, held_out = (np.flatnonzero(split == name) for name in SPLITS[:2])
-    if min(settings.batch_size, len(rows)) < 2 * backend.processes:
-        raise DatasetError(
-            f"{backend.processes} processes need two candidates each in a batch: --batch_size is"
-            f" {settings.batch_size}, and {len(rows)} are trained on"
-        )
-    steps = len(divide(rows, settings.batch_size))
-    epochs = settings.epochs or min(max(1, round(STEPS / steps)), MAX_EPOCHS)
+    steps, epochs = plan_steps(len(rows), settings, backend)
     torch.manual_seed(settings.seed)
     torch.backends.cudnn.deterministic = True
     network = RealBogusNetwork().to(backend.device)
@@ -776,7 +784,7 @@ def train(
     odds = len(rows) / dataset.labels[rows].sum().item() - 1
     torch.manual_seed(settings.seed + backend.rank)  # each process drops out in its own way
     rng = np.random.default_rng(settings.seed)
-    history, highest, kept, weights = [], 0.0, 0, {}
+    history, highest, best_epoch, weights = [], 0.0, 0, {}
     for epoch in range(1, epochs + 1):
         network.train()
         total = torch.zeros((), device=backend.device)
@@ -795,21 +803,20 @@ def train(
             total += loss.detach() * len(labels)
         for values in network.buffers():  # of batch norm: all processes have to predict alike
             values.copy_(backend.add_up(values.float()) / backend.processes)
-        train_loss = backend.add_up(total).item() / len(rows)
+        row = {"epoch": epoch, "train_loss": backend.add_up(total).item() / len(rows)}
         logits = predict(network, dataset, held_out, settings.batch_size, backend)
-        held_out_loss, roc_auc, precision = rate_logits(logits, dataset.labels[held_out], odds)
-        if not math.isfinite(train_loss + held_out_loss):
+        history.append(row | rate_logits(logits, dataset.labels[held_out], odds))
+        if not math.isfinite(history[-1]["train_loss"] + history[-1]["validation_loss"]):
             raise DatasetError("the loss is not finite any more: try a lower --learning_rate")
-        highest = max(highest, precision)
-        if precision >= highest - TOLERANCE:
-            kept, weights = epoch, copy.deepcopy(network.state_dict())
-        LOG.info(
-            f"epoch {epoch:2}/{epochs}  loss {train_loss:.4f}  validation loss {held_out_loss:.4f}"
-            f"  ROC AUC {roc_auc:.4f}  average precision {precision:.4f}"
-        )
-        history.append((epoch, train_loss, held_out_loss, roc_auc, precision))
+        LOG.info(EPOCH_LINE.format(epochs=epochs, **history[-1]))
+        highest = max(highest, history[-1]["average_precision"])
+        if history[-1]["average_precision"] >= highest - TOLERANCE:
+            best_epoch, weights = epoch, copy.deepcopy(network.state_dict())
     network.load_state_dict(weights)
-    return network, pd.DataFrame(history, columns=HISTORY), kept
+    return network, history, best_epoch
+
+
+RIDGE = 1e-4  # of the logistic regression: keeps weights finite where classes separate
 
 
 def regress(dataset: CutoutDataset, rows: np.ndarray) -> np.ndarray:
@@ -1109,6 +1116,27 @@ def write_report(
     figure.savefig(folder / "report.png")
 
 
+VIEWS = 4  # orientations over which scores of the validation and the test split are averaged
+
+
+def score_candidates(
+    network: nn.Module, dataset: CutoutDataset, split: np.ndarray, size: int, backend: Backend
+) -> pd.DataFrame:
+    """Return the scores of candidates: of the network, which comes first, and of the yardsticks."""
+    logits = torch.zeros(len(dataset))
+    for name, views in zip(SPLITS, (1, VIEWS, VIEWS), strict=True):
+        rows = np.flatnonzero(split == name)
+        logits[rows] = predict(network, dataset, rows, size, backend, views)
+    return pd.DataFrame(
+        {
+            # They rank and are no probabilities, because training weighs both classes the same.
+            "network": torch.sigmoid(logits.double()),
+            "logistic regression": regress(dataset, np.flatnonzero(split == "train")),
+            "ranked by flux": dataset.candidates["flux"],
+        }
+    )
+
+
 def run(settings: Settings) -> int:
     """Check the dataset, train on it, test the network, and return the exit code."""
     backend = pick_backend(settings.device)
@@ -1122,17 +1150,8 @@ def run(settings: Settings) -> int:
     if backend.processes > 1:
         distributed.init_process_group("nccl" if backend.device.type == "cuda" else "gloo")
     network, history, best_epoch = train(dataset, split, settings, backend)
-    logits = torch.zeros(len(dataset))
-    for name, views in zip(SPLITS, (1, VIEWS, VIEWS), strict=True):
-        places = np.flatnonzero(split == name)
-        logits[places] = predict(network, dataset, places, settings.batch_size, backend, views)
-    columns = {
-        # Scores rank; they are no probabilities, because training weighs both classes the same.
-        "network": torch.sigmoid(logits.double()),
-        "logistic regression": regress(dataset, rows),
-        "ranked by flux": candidates["flux"],
-    }
-    scores, labels = pd.DataFrame(columns), candidates["label"].to_numpy()
+    scores = score_candidates(network, dataset, split, settings.batch_size, backend)
+    labels = candidates["label"].to_numpy()
     jobs, _ = pd.factorize(candidates["jid"])
     rankings = evaluate(labels, jobs, scores, split, settings.seed)
     calls = rankings.pop("calls")
@@ -1147,7 +1166,7 @@ def run(settings: Settings) -> int:
         "calls": calls,
         "splits": counts.to_dict("index"),
         "best_epoch": best_epoch,
-        "history": history.to_dict("records"),
+        "history": history,
         "settings": asdict(settings) | asdict(backend) | {"epochs": len(history)},
         "versions": {package: version(package) for package in ("numpy", "mlcroissant", "torch")},
     }
