@@ -433,9 +433,9 @@ class CutoutDataset:
         """Yield batches; a thread reads the next one while this one is used."""
 
         def read(number: int) -> Batch:
-            if hasattr(mmap, "MADV_WILLNEED"):
-                for rows in batches[number + BATCHES_AHEAD :][:1]:
-                    self.advise(rows)
+            ahead = number + BATCHES_AHEAD
+            if ahead < len(batches) and hasattr(mmap, "MADV_WILLNEED"):
+                self.advise(batches[ahead])
             return self[batches[number]]
 
         with ThreadPoolExecutor(1) as pool:
@@ -766,7 +766,7 @@ EPOCH_LINE = (
 def train(
     dataset: CutoutDataset, split: np.ndarray, settings: Settings, backend: Backend
 ) -> tuple[nn.Module, list[dict[str, float]], int]:
-    """Train a network; return it as it was after the best epoch, the figures of all, and that epoch.
+    """Train a network; return it as of the best epoch, the figures of all epochs, and that epoch.
 
     The best epoch is the last one whose average precision on the validation split is the highest,
     give or take TOLERANCE: later epochs, with their lower learning rate, do better on other jobs.
@@ -929,11 +929,12 @@ def evaluate(
     draws = zip(resample(jobs[test], seed), resample(jobs[held_out], seed + 1), strict=True)
     for (weights, times), (held_out_weights, _) in draws:
         row = {}
-        # A job that is drawn twice is two jobs, whose candidates make no pairs with each other.
-        within_weights = weights / np.sqrt(np.maximum(times, 1))
+        # A pair weighs as much as the product of its weights, but a job that is drawn twice has its
+        # pairs twice, not four times.
+        pair_weights = weights / np.sqrt(np.maximum(times, 1))
         for name, (within, overall) in rankings.items():
             roc_auc, precision = rate_ranking(overall, real, weights)
-            row[name, "roc_auc_within_jobs"], _ = rate_ranking(within, real, within_weights)
+            row[name, "roc_auc_within_jobs"], _ = rate_ranking(within, real, pair_weights)
             row[name, "roc_auc"], row[name, "average_precision"] = roc_auc, precision
             row[name, "behind"] = row["network", "average_precision"] - precision
         threshold = choose_threshold(network[held_out], chooser, labels[held_out], held_out_weights)
