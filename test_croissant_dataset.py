@@ -83,10 +83,10 @@ STEPS, MAX_EPOCHS = 550, 60  # what the number of epochs aims at, and its limit
 LEARNING_RATE = 3e-3  # highest rate of the one-cycle schedule
 WEIGHT_DECAY, DROPOUT = 1e-1, 0.5
 RESAMPLES = 1000  # of the bootstrap
-MIN_JOBS = 10  # jobs of a split from which on whole jobs are resampled, too
-MIN_EACH = 5  # real and bogus test candidates, without which there is no verdict
+MIN_JOBS = 10  # if a split has at least as many jobs, the jobs are resampled, too
+MIN_EACH = 5  # real and bogus test candidates that a verdict needs
 SEED = 20260
-MAX_PROBLEMS = 20  # named of each kind, the others are counted
+MAX_PROBLEMS = 20  # listed in a message; the others are counted
 DESCRIBE_AGAIN = "run generate_croissant.py again"
 
 LOG = logging.getLogger("test_croissant_dataset")
@@ -101,7 +101,7 @@ class DatasetError(Exception):
 
 @dataclass(frozen=True)
 class Settings:
-    """What the command line says."""
+    """The options of the command line."""
 
     dataset_dir: Path
     epochs: int | None
@@ -116,7 +116,7 @@ class Settings:
 
 @contextmanager
 def explain_failure(text: str) -> Iterator[None]:
-    """Raise DatasetError that begins with a text if a library fails meanwhile."""
+    """Turn the failure of a library into a DatasetError that begins with a text."""
     try:
         yield
     except (DatasetError, OSError):  # such as a full disk
@@ -136,12 +136,12 @@ def raise_problems(problems: list[str]) -> None:
 
 
 def torchrun(name: str, alone: int) -> int:
-    """Return a number that torchrun sets for its processes, or what holds without torchrun."""
+    """Return a number that torchrun gives to its processes; `alone` if there is no torchrun."""
     return int(os.environ[name]) if distributed.is_torchelastic_launched() else alone
 
 
 def count_cpus() -> int:
-    """Return the number of processors for this process, of those that torchrun started here."""
+    """Return the number of processors that this process may use."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cpus // torchrun("LOCAL_WORLD_SIZE", 1))
 
@@ -166,7 +166,7 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def refuse_downloads(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Make a dictionary of JSON; raise ValueError if its context is a link to be followed."""
+    """Make a dictionary from JSON; raise ValueError if its context would be downloaded."""
     for key, value in pairs:
         if key == "@import" or (key == "@context" and not isinstance(value, dict)):
             raise ValueError(f"{key} is not written out: {value}")
@@ -231,7 +231,7 @@ def read_part(json_path: Path, file_id: str, text: str) -> pd.DataFrame:
 
 @contextmanager
 def hold_interrupt() -> Iterator[None]:
-    """Let Ctrl-C wait, for this process and for those that it starts in the meantime."""
+    """Delay Ctrl-C; processes that are started in the meantime never see it."""
     can_hold = hasattr(signal, "pthread_sigmask")  # not on Windows
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if can_hold else None
     try:
@@ -244,7 +244,7 @@ def hold_interrupt() -> Iterator[None]:
 def read_records(
     json_path: Path, file_id: str, index_path: Path, wanted: int | None, seed: int
 ) -> pd.DataFrame:
-    """Read all candidates, or so many of them, through mlcroissant.
+    """Read all candidates, or `wanted` of them, through mlcroissant.
 
     Returns
     -------
@@ -266,7 +266,7 @@ def read_records(
         if parts <= 1:
             return read(next(texts))
         with ProcessPoolExecutor(min(parts, count_cpus())) as pool:
-            with hold_interrupt():  # the workers inherit that: Ctrl-C is the parent's matter
+            with hold_interrupt():
                 tables = pool.map(read, texts)
             return pd.concat(progress(tables, "index", parts), ignore_index=True)
 
@@ -289,7 +289,7 @@ def raise_file_limit(count: int) -> None:
 
 
 def measure_memory() -> int:
-    """Return how much memory this process may fill, bytes: the machine's or its control group's."""
+    """Return the memory of the machine, or the limit of the control group, in bytes."""
     if not hasattr(os, "sysconf"):  # Windows does not say
         return 2**33
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -308,7 +308,7 @@ def open_tensor(path: Path) -> np.memmap:
     """Map a tensor, float32 (H, W, 4); raise DatasetError if it is not one, or not whole."""
     if not path.is_file():
         raise DatasetError(f"{path}: not a readable tensor: there is no such file")
-    # A damaged header may say any shape, of which numpy warns.
+    # numpy warns if a damaged header gives an impossible shape.
     with explain_failure(f"{path}: not a readable tensor"), np.errstate(over="ignore"):
         tensor = np.lib.format.open_memmap(path, mode="r")
     layout = tensor.dtype, tensor.shape[2:], tensor.flags.c_contiguous
@@ -421,12 +421,12 @@ class CutoutDataset:
         return inside.all(axis=1)
 
     def advise(self, rows: np.ndarray) -> None:
-        """Have the kernel read the rows of pixels that cutouts cross."""
+        """Ask the kernel to read the rows of pixels that cutouts cross."""
         for tensor, top in zip(self.tensor_of[rows], self.corners[rows, 1], strict=True):
             mapped, row_bytes = self.tensors[tensor].base, self.tensors[tensor].strides[0]
             start = max(top, 0) * row_bytes // mmap.PAGESIZE * mmap.PAGESIZE
             end = min(start + CUTOUT_PX * row_bytes, len(mapped))
-            for place in range(start, end, 2**19):  # of more per call, the kernel reads only a part
+            for place in range(start, end, 2**19):  # the kernel reads no more per call
                 mapped.madvise(mmap.MADV_WILLNEED, place, min(2**19, end - place))
 
     def load(self, batches: list[np.ndarray]) -> Iterator[Batch]:
@@ -447,13 +447,13 @@ class CutoutDataset:
 
 
 def divide(rows: np.ndarray, size: int) -> list[np.ndarray]:
-    """Divide rows into batches of `size` or little more, so that none is much smaller."""
+    """Divide rows into batches of equal length, `size` or slightly more."""
     return np.array_split(rows, max(1, len(rows) // size))
 
 
 @contextmanager
 def claim(text: str, failures: list[str] | None = None) -> Iterator[None]:
-    """Print a claim and whether it holds: an error refutes it, which `failures` collect."""
+    """Print a claim and whether it holds; collect the error that refutes it, or raise it."""
     try:
         yield
         print(f"  yes   {text}", flush=True)
@@ -493,7 +493,7 @@ def check_copies(dataset: CutoutDataset, split: np.ndarray) -> None:
 
 
 def find_notes(dataset: CutoutDataset, test: np.ndarray) -> Iterator[str]:
-    """Yield what is odd about the features and the jobs, though it need not be wrong."""
+    """Yield what is odd about the features and the jobs but may be right."""
     values = dataset.candidates[list(FEATURE_COLUMNS)].replace([np.inf, -np.inf], np.nan)
     real, bogus = (values[test & (dataset.labels.numpy() == label)] for label in (1, 0))
     above = real.fillna(-np.inf).min() > bogus.fillna(-np.inf).max()
@@ -642,7 +642,7 @@ class RealBogusNetwork(nn.Module):
 
 @dataclass(frozen=True)
 class Backend:
-    """What this process computes on, and its place among those that torchrun started, if any."""
+    """The device of this process, and its place among the processes of torchrun."""
 
     device: torch.device
     dtype: torch.dtype  # of the convolutions
@@ -681,7 +681,7 @@ def pick_backend(name: str) -> Backend:
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     elif name == "cpu":
         fast = getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16")
-        if count_cpus() <= 2:  # beside another program, two threads wait for each other for ever
+        if count_cpus() <= 2:  # two threads lose more beside another program than they win
             torch.set_num_threads(1)
     dtype = torch.bfloat16 if fast else torch.float32
     return Backend(device, dtype, torchrun("RANK", 0), torchrun("WORLD_SIZE", 1))
@@ -724,7 +724,7 @@ def predict(
 ) -> torch.Tensor:
     """Return the logits of candidates, float32 (N,) on the CPU, in all processes.
 
-    They are means over so many orientations of the cutout.
+    Each is the mean over the first `views` orientations of its cutout.
     """
     network.eval()
     logits = torch.zeros(len(rows), device=backend.device)
@@ -745,7 +745,7 @@ def rate_logits(logits: torch.Tensor, labels: torch.Tensor, odds: float) -> dict
 
 
 def plan_steps(count: int, settings: Settings, backend: Backend) -> tuple[int, int]:
-    """Return the steps of an epoch over so many candidates, and the number of epochs."""
+    """Return the number of steps per epoch over `count` candidates, and of epochs."""
     if min(settings.batch_size, count) < 2 * backend.processes:
         raise DatasetError(
             f"{backend.processes} processes need two candidates each in a batch: --batch_size is"
@@ -755,7 +755,7 @@ def plan_steps(count: int, settings: Settings, backend: Backend) -> tuple[int, i
     return steps, settings.epochs or min(max(1, round(STEPS / steps)), MAX_EPOCHS)
 
 
-MIXUP, MIXUP_EPOCHS = 0.2, 20  # strength of mixup, and the epochs from which on it is needed
+MIXUP, MIXUP_EPOCHS = 0.2, 20  # strength of mixup; trainings with fewer epochs do without it
 TOLERANCE = 0.01  # of average precision, within which a later epoch is the better one
 EPOCH_LINE = (
     "epoch {epoch:2}/{epochs}  loss {train_loss:.4f}  validation loss {validation_loss:.4f}"
@@ -782,7 +782,7 @@ def train(
     optimizer = AdamW(network.parameters(), weight_decay=WEIGHT_DECAY)
     schedule = OneCycleLR(optimizer, settings.learning_rate, epochs * steps)
     odds = len(rows) / dataset.labels[rows].sum().item() - 1
-    torch.manual_seed(settings.seed + backend.rank)  # each process drops out in its own way
+    torch.manual_seed(settings.seed + backend.rank)  # dropout differs between processes
     rng = np.random.default_rng(settings.seed)
     history, highest, best_epoch, weights = [], 0.0, 0, {}
     for epoch in range(1, epochs + 1):
@@ -801,7 +801,7 @@ def train(
             optimizer.step()
             schedule.step()
             total += loss.detach() * len(labels)
-        for values in network.buffers():  # of batch norm: all processes have to predict alike
+        for values in network.buffers():  # of batch norm, so that all processes predict alike
             values.copy_(backend.add_up(values.float()) / backend.processes)
         row = {"epoch": epoch, "train_loss": backend.add_up(total).item() / len(rows)}
         logits = predict(network, dataset, held_out, settings.batch_size, backend)
@@ -870,7 +870,7 @@ def rate_ranking(
 def choose_threshold(
     scores: np.ndarray, ranking: Ranking, labels: np.ndarray, weights: np.ndarray
 ) -> float:
-    """Return the score from which on candidates are to be called real for the highest F1."""
+    """Return the threshold with the highest F1: candidates are real at or above it."""
     ranks, _ = ranking
     real, called = np.bincount(ranks, weights * labels), np.bincount(ranks, weights)
     f1 = np.cumsum(real) / np.maximum(np.cumsum(called) + real.sum(), 1)
@@ -965,7 +965,7 @@ def reach_verdict(
     network, *yardsticks = rankings
     roc_auc = rankings[network]["roc_auc_within_jobs"]
     text = f"ROC AUC within jobs {show(roc_auc)}, where chance gives 0.5"
-    if roc_auc[1] <= 0.5 + 1e-9:  # of rounding
+    if roc_auc[1] <= 0.5 + 1e-9:  # rounding errors
         return False, f"not learned: {text}"
     best = max(yardsticks, key=lambda name: rankings[name]["average_precision"][0])
     gain, low, high = rankings[best]["behind"]
