@@ -356,6 +356,7 @@ class CutoutDataset:
         self.labels = torch.from_numpy(candidates["label"].to_numpy(np.float32))
         self.tensor_of, self.names = pd.factorize(candidates["image_filename"])
         self.tensors: list[np.memmap] = []
+        self.is_advised = np.zeros(len(candidates), bool)
         raise_file_limit(len(self.names))
         problems = []
         for name in progress(self.names, "tensors"):
@@ -364,6 +365,8 @@ class CutoutDataset:
             except (DatasetError, OSError) as error:
                 problems.append(str(error))
         raise_problems(problems)
+        self.block_bytes = MEMORY_SHARE * measure_memory()
+        self.is_one_block = sum(tensor.nbytes for tensor in self.tensors) < self.block_bytes
 
     def fit_features(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Scale the features to median 0 and interquartile range 1 of some rows; return both.
@@ -410,7 +413,7 @@ class CutoutDataset:
         tensors = rng.permutation(np.unique(self.tensor_of[rows]))
         block = np.zeros(len(self.tensors))
         sizes = np.cumsum([self.tensors[tensor].nbytes for tensor in tensors])
-        block[tensors] = sizes // (MEMORY_SHARE * measure_memory())
+        block[tensors] = sizes // self.block_bytes
         rows = rng.permutation(rows)
         return rows[np.argsort(block[self.tensor_of[rows]], kind="stable")]
 
@@ -421,7 +424,13 @@ class CutoutDataset:
         return inside.all(axis=1)
 
     def advise(self, rows: np.ndarray) -> None:
-        """Ask the kernel to read the rows of pixels that cutouts cross."""
+        """Ask the kernel to read the rows of pixels that cutouts cross.
+
+        What fits the memory is asked for only once: asking takes as long as reading what is there.
+        """
+        if self.is_one_block:
+            rows = rows[~self.is_advised[rows]]
+            self.is_advised[rows] = True
         for tensor, top in zip(self.tensor_of[rows], self.corners[rows, 1], strict=True):
             mapped, row_bytes = self.tensors[tensor].base, self.tensors[tensor].strides[0]
             start = max(top, 0) * row_bytes // mmap.PAGESIZE * mmap.PAGESIZE
