@@ -688,6 +688,7 @@ def pick_backend(name: str) -> Backend:
     if name == "cuda":
         device = torch.device(name, torchrun("LOCAL_RANK", 0))
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        torch.backends.cudnn.deterministic = True
     elif name == "cpu":
         fast = getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16")
         if count_cpus() <= 2:  # two threads lose more beside another program than they win
@@ -783,7 +784,6 @@ def train(
     rows, held_out = (np.flatnonzero(split == name) for name in SPLITS[:2])
     steps, epochs = plan_steps(len(rows), settings, backend)
     torch.manual_seed(settings.seed)
-    torch.backends.cudnn.deterministic = True
     network = RealBogusNetwork().to(backend.device)
     if backend.device.type != "mps":  # where batch norm is said to go wrong with it
         network = network.to(memory_format=torch.channels_last)
