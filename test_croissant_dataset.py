@@ -220,7 +220,7 @@ def read_part(json_path: Path, file_id: str, text: str) -> pd.DataFrame:
         part.write_text(text, encoding="utf-8", newline="")
         dataset = mlc.Dataset(json_path, mapping={file_id: part})
         (node,) = (node for node in dataset.metadata.distribution if node.id == file_id)
-        node.sha256 = hashlib.sha256(part.read_bytes()).hexdigest()  # mlcroissant verifies it
+        node.sha256 = hashlib.sha256(text.encode()).hexdigest()  # mlcroissant verifies it
         records = pd.DataFrame(dataset.records(RECORD_SET), columns=list(COLUMN_OF_FIELD))
     records = records.rename(columns=COLUMN_OF_FIELD)
     if records[list(TEXT_COLUMNS)].isna().any(axis=None):
@@ -254,16 +254,19 @@ def read_records(
     """
     with explain_failure(f"{json_path}: mlcroissant cannot read its records; {DESCRIBE_AGAIN}"):
         jobs = pd.read_csv(index_path, usecols=["jid"], dtype=str)["jid"]
-        shuffled = jobs.sample(frac=1, random_state=seed)
-        turns = shuffled.groupby(shuffled).cumcount().sort_values(kind="stable")  # job after job
-        skipped = turns.index[wanted or len(jobs) :] + 1  # lines of the index, after its header
-        parts = math.ceil((len(jobs) - len(skipped)) / RECORDS_PER_PART)
+        skipped = []  # lines of the index, after its header
+        if wanted is not None:
+            shuffled = jobs.sample(frac=1, random_state=seed)
+            turns = shuffled.groupby(shuffled).cumcount().sort_values(kind="stable")
+            skipped = turns.index[wanted:] + 1
+        count = max(1, len(jobs) - len(skipped))
+        parts = math.ceil(count / RECORDS_PER_PART)
         text = {"dtype": str, "keep_default_na": False}  # cells as they are
-        size = math.ceil((len(jobs) - len(skipped)) / max(1, parts)) or 1
+        size = math.ceil(count / parts)
         rows = pd.read_csv(index_path, skiprows=skipped, chunksize=size, **text)
         texts = (chunk.to_csv(index=False) for chunk in rows)
         read = partial(read_part, json_path, file_id)
-        if parts <= 1:
+        if parts == 1:
             return read(next(texts))
         with ProcessPoolExecutor(min(parts, count_cpus())) as pool:
             with hold_interrupt():
@@ -442,6 +445,7 @@ class CutoutDataset:
         """Yield batches; a thread reads the next one while this one is used."""
 
         def read(number: int) -> Batch:
+            """Return a batch, after a word to the kernel about a later one."""
             ahead = number + BATCHES_AHEAD
             if ahead < len(batches) and hasattr(mmap, "MADV_WILLNEED"):
                 self.advise(batches[ahead])
@@ -480,7 +484,7 @@ def refuse(wrong: pd.DataFrame, reason: str) -> None:
 
 
 def check_copies(dataset: CutoutDataset, split: np.ndarray) -> None:
-    """Raise DatasetError if two splits share candidates, as they do if a job was copied.
+    """Raise DatasetError if two splits share candidates because a job was copied.
 
     Cutouts are compared only if the features are equal, which without copies is rare.
     """
@@ -717,6 +721,11 @@ def mix(batch: Batch, rng: np.random.Generator) -> Batch:
     return tuple(share * values + (1 - share) * values.flip(0) for values in batch)
 
 
+def count_odds(labels: torch.Tensor) -> float:
+    """Return how many bogus candidates there are per real one."""
+    return len(labels) / labels.sum().item() - 1
+
+
 def balanced_loss(logits: torch.Tensor, labels: torch.Tensor, odds: float) -> torch.Tensor:
     """Return the cross-entropy in which real and bogus weigh the same, at `odds` bogus per real."""
     weight = torch.tensor(odds, device=logits.device)
@@ -790,7 +799,7 @@ def train(
     learner = nn.parallel.DistributedDataParallel(network) if backend.processes > 1 else network
     optimizer = AdamW(network.parameters(), weight_decay=WEIGHT_DECAY)
     schedule = OneCycleLR(optimizer, settings.learning_rate, epochs * steps)
-    odds = len(rows) / dataset.labels[rows].sum().item() - 1
+    odds = count_odds(dataset.labels[rows])
     torch.manual_seed(settings.seed + backend.rank)  # dropout differs between processes
     rng = np.random.default_rng(settings.seed)
     history, highest, best_epoch, weights = [], 0.0, 0, {}
@@ -834,9 +843,10 @@ def regress(dataset: CutoutDataset, rows: np.ndarray) -> np.ndarray:
     weights = torch.zeros(features.shape[1], dtype=torch.float64, requires_grad=True)
     optimizer = LBFGS([weights], max_iter=500, line_search_fn="strong_wolfe")
     labels = dataset.labels[rows].double()
-    odds = len(rows) / labels.sum().item() - 1
+    odds = count_odds(labels)
 
     def closure() -> torch.Tensor:
+        """Return the loss and leave its gradient in the weights, for LBFGS."""
         optimizer.zero_grad()
         loss = balanced_loss(features[rows] @ weights, labels, odds)
         loss += RIDGE * weights.square().sum()
@@ -901,7 +911,7 @@ def resample(jobs: np.ndarray, seed: int) -> Iterator[tuple[np.ndarray, np.ndarr
     """Yield how often each candidate and its job are drawn: first once, then by the bootstrap.
 
     Candidates are drawn with replacement within each job, because those of one job are alike; if
-    there are MIN_JOBS or more, the jobs are drawn too, and a job may come several times.
+    there are MIN_JOBS or more, the jobs are drawn too, with replacement.
     """
     yield np.ones(len(jobs)), np.ones(len(jobs))
     rng = np.random.default_rng(seed)
@@ -928,27 +938,27 @@ def evaluate(
     include what the choice of the threshold adds.
     """
     test, held_out = split == "test", split == "validation"
-    real, network = labels[test], scores["network"].to_numpy()
+    real, held_out_real = labels[test], labels[held_out]
+    network, held_out_network = (scores["network"].to_numpy()[part] for part in (test, held_out))
     rankings = {
         name: [rank_candidates(values[test].to_numpy(), by) for by in (jobs[test], 0)]
         for name, values in scores.items()
     }
-    chooser = rank_candidates(network[held_out])
+    chooser = rank_candidates(held_out_network)
     rows = []
     draws = zip(resample(jobs[test], seed), resample(jobs[held_out], seed + 1), strict=True)
     for (weights, times), (held_out_weights, _) in draws:
         row = {}
-        # A pair weighs as much as the product of its weights, but a job that is drawn twice has its
-        # pairs twice, not four times.
+        # The weight of a pair is a product: without the root, a job drawn twice counts fourfold.
         pair_weights = weights / np.sqrt(np.maximum(times, 1))
         for name, (within, overall) in rankings.items():
             roc_auc, precision = rate_ranking(overall, real, weights)
             row[name, "roc_auc_within_jobs"], _ = rate_ranking(within, real, pair_weights)
             row[name, "roc_auc"], row[name, "average_precision"] = roc_auc, precision
             row[name, "behind"] = row["network", "average_precision"] - precision
-        threshold = choose_threshold(network[held_out], chooser, labels[held_out], held_out_weights)
+        threshold = choose_threshold(held_out_network, chooser, held_out_real, held_out_weights)
         row["calls", "threshold"] = threshold
-        calls = count_calls(network[test] >= threshold, real, weights)
+        calls = count_calls(network >= threshold, real, weights)
         rows.append(row | {("calls", name): number for name, number in calls.items()})
     table = pd.DataFrame(rows)
     low, high = table[1:].quantile([0.025, 0.975]).to_numpy()

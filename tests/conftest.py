@@ -195,6 +195,11 @@ def run(script: ModuleType, *options: str | Path) -> int:
     return script.main([str(option) for option in options])
 
 
+def train(dataset: Path, *options: str | Path) -> int:
+    """Train on a dataset in this process, for one epoch by default, and return the exit code."""
+    return run(test_croissant_dataset, "-d", dataset, "--epochs", "1", *options)
+
+
 def start(
     script: str | Path,
     *options: str | Path,

@@ -22,8 +22,8 @@ from conftest import (
     edit_json,
     finish,
     read_index,
-    run,
     start,
+    train,
     write_dataset,
 )
 
@@ -32,10 +32,6 @@ from test_croissant_dataset import FEATURE_COLUMNS, split_candidates
 
 pytestmark = pytest.mark.usefixtures("quick_training")
 SCRIPT = Path(training.__file__)
-
-
-def train(dataset: Path, *options: str) -> int:
-    return run(training, "-d", dataset, "--epochs", "1", *options)
 
 
 def write_json(dataset: Path, text: str) -> None:

@@ -27,6 +27,7 @@ from conftest import (
     read_index,
     run,
     start,
+    train,
     wait_for,
     write_dataset,
 )
@@ -41,10 +42,6 @@ WRITTEN = {"metrics.json", "model.pt", "predictions.csv", "report.png"}
 NUMBER = r"\d\.\d{3}"
 ESTIMATE = rf"{NUMBER} \({NUMBER} to {NUMBER}\)"
 FIGURES = ("roc_auc_within_jobs", "roc_auc", "average_precision")
-
-
-def train(dataset: Path, *options: str | Path) -> int:
-    return run(training, "-d", dataset, "--epochs", "1", *options)
 
 
 def load_strictly(path: Path) -> dict:
