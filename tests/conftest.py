@@ -376,6 +376,9 @@ def everything(tmp_path: Path) -> list[str]:
         *("--creator", "Ada Lovelace,ada@example.org,https://example.org/ada"),
         *("--creator", "org:Example Observatory", "--publisher", "org:Archive,,https://a.org"),
         *("--version", "1.2.3", "--date_published", "2026-11-01"),
+        *("--date_created", "2026-10-31T23:59:00Z", "--date_modified", "2026-11-02"),
         *("--cite_as", "@misc{mini, title={Mini}}", "--keywords", "transients, Roman"),
+        *("--same_as", "https://doi.org/10.5281/zenodo.1", "--in_language", "en"),
+        *("--sd_license", "CC0-1.0"),
         *("--rai", str(rai)),
     ]

@@ -19,14 +19,22 @@ RAI = rdflib.Namespace("http://mlcommons.org/croissant/RAI/")
 PROV = rdflib.Namespace("http://www.w3.org/ns/prov#")
 SCHEMA = rdflib.Namespace("https://schema.org/")
 SCHEMA_TERMS = set(  # that are used; a term of Croissant among them would lack its context
-    "contentSize contentUrl creator dateModified datePublished description distribution email"
-    " encodingFormat keywords license name publisher sha256 softwareVersion url version".split()
+    "contentSize contentUrl creator dateCreated dateModified datePublished description distribution"
+    " email encodingFormat inLanguage keywords license name publisher sameAs sdLicense sha256"
+    " softwareVersion url version".split()
 )
 
 
 @pytest.fixture
 def complete(dataset, everything) -> Path:
     assert describe(dataset, *everything, "--image_sha256") == 0
+    return dataset
+
+
+@pytest.fixture
+def published(dataset, everything) -> Path:
+    options = "--image_sha256", "--base_url", "https://example.invalid/mini"
+    assert describe(dataset, *everything, *options) == 0
     return dataset
 
 
@@ -50,16 +58,35 @@ def validate(dataset: Path) -> str:
     return done.err
 
 
-def test_mlcroissant_has_nothing_to_say_where_everything_is_given(complete):
-    (line,) = validate(complete).splitlines()
+@pytest.mark.parametrize("described_as", ["complete", "published"])
+def test_mlcroissant_has_nothing_to_say_if_everything_is_given(described_as, request):
+    (line,) = validate(request.getfixturevalue(described_as)).splitlines()
     assert line.endswith("] Done.")
+
+
+def test_a_published_description_is_read_from_local_files_without_a_download(published):
+    mapping = {"master-index": published / "master_index.csv"}
+    loaded = mlc.Dataset(published / "croissant.json", mapping=mapping)
+    sets = loaded.metadata.record_sets
+    assert {one.id: len(list(loaded.records(one.id))) for one in sets} == {
+        "transient_candidates": 48,
+        "labels": 2,
+        "images": 4,
+    }
+
+
+def test_the_graph_says_in_which_folder_the_tensors_are(published):
+    graph = rdflib.Graph().parse(published / "croissant.json", format="json-ld")
+    (tensors,) = graph.subjects(RDF.type, CROISSANT.FileSet)
+    folder = graph.value(tensors, CROISSANT.containedIn)
+    assert str(graph.value(folder, SCHEMA.contentUrl)) == "https://example.invalid/mini"
 
 
 def test_mlcroissant_misses_only_what_nobody_gave(described):
     text = validate(described)
     assert "error(s)" not in text
-    assert text.count("is recommended, but does not exist") == 3
-    for term in ("citeAs", "license", "version"):
+    assert text.count("is recommended, but does not exist") == 4
+    for term in ("citeAs", "datePublished", "license", "version"):
         assert f'/{term}" is recommended' in text
 
 
