@@ -330,7 +330,7 @@ def distribution(csv_path: Path, base_url: str | None) -> list[dict]:
     tensors["encodingFormat"] = "application/x-numpy"
     if not base_url:
         return [index, tensors]
-    text = "The URL of a tensor is contentUrl/image_filename."
+    text = "The URL of a tensor is contentUrl/image_filename, percent-encoded."
     folder = node("FileObject", "folder", "folder of the dataset", text, contentUrl=base_url)
     folder["encodingFormat"] = "inode/directory"
     # A folder has no checksum, but mlcroissant wants one. Hugging Face writes this, too.
@@ -491,24 +491,24 @@ def read_rai(path: Path) -> dict[str, object]:
     return terms
 
 
-text, url, folder, date = (partial(checked, one) for one in ("text", "url", "folder", "date"))
+a_text, a_url, a_date = (partial(checked, kind) for kind in ("text", "url", "date"))
 CROISSANT, ADVISED = "required by Croissant", "recommended by Croissant"
 OPTIONS = {  # option that states a term: term, parser (in brackets: repeatable), help, who asks
     "license": ("license", [license_url], "SPDX id or URL", CROISSANT),
-    "url": ("url", url, "page of the dataset", CROISSANT),
+    "url": ("url", a_url, "page of the dataset", CROISSANT),
     "creator": ("creator", [agent], "name,email,url of a person, or org:name,...", CROISSANT),
-    "date_published": ("datePublished", date, "YYYY-MM-DD, or with a time", CROISSANT),
-    "version": ("version", text, "preferably MAJOR.MINOR.PATCH", ADVISED),
+    "date_published": ("datePublished", a_date, "YYYY-MM-DD, or with a time", CROISSANT),
+    "version": ("version", a_text, "preferably MAJOR.MINOR.PATCH", ADVISED),
     "keywords": ("keywords", words, "words to find it by, separated by commas", ADVISED),
     "publisher": ("publisher", [agent], "the same as for --creator", ADVISED),
-    "date_created": ("dateCreated", date, "the same as for --date_published", ADVISED),
-    "date_modified": ("dateModified", date, "the same as for --date_published", ADVISED),
-    "same_as": ("sameAs", [url], "another page of the same dataset", ADVISED),
-    "in_language": ("inLanguage", [text], "language, such as en", ADVISED),
+    "date_created": ("dateCreated", a_date, "the same as for --date_published", ADVISED),
+    "date_modified": ("dateModified", a_date, "the same as for --date_published", ADVISED),
+    "same_as": ("sameAs", [a_url], "another page of the same dataset", ADVISED),
+    "in_language": ("inLanguage", [a_text], "language, such as en", ADVISED),
     "sd_license": ("sdLicense", [license_url], "license of the description itself", ADVISED),
-    "cite_as": ("citeAs", text, "citation, preferably BibTeX", "recommended by mlcroissant"),
-    "name": ("name", text, "name of the dataset; if not given, that of its folder", ""),
-    "description": ("description", text, "what it is about; what was counted is added", ""),
+    "cite_as": ("citeAs", a_text, "citation, preferably BibTeX", "recommended by mlcroissant"),
+    "name": ("name", a_text, "name of the dataset; if not given, that of its folder", ""),
+    "description": ("description", a_text, "what it is about; what was counted is added", ""),
 }
 NEURIPS = "rai:dataBiases rai:dataSocialImpact rai:hasSyntheticData prov:wasDerivedFrom".split()
 
@@ -579,7 +579,9 @@ def check_description(args: argparse.Namespace) -> list[str]:
         then = json.loads(path.read_text(encoding="utf-8-sig"), object_hook=without_words)
         index_url = next(one["contentUrl"] for one in then["distribution"] if "contentUrl" in one)
         hashed = any(f"{IMAGES_SET}/sha256" in row for row in then["recordSet"][-1]["data"])
-    except (OSError, ValueError, LookupError, TypeError, RecursionError, StopIteration) as error:
+    except FileNotFoundError as error:
+        raise DatasetError(f"{path}: no such file; run without --check to write it") from error
+    except (ValueError, LookupError, TypeError, RecursionError, StopIteration) as error:
         text = f"not a description of this script ({error!r})"
         raise DatasetError(f"{path}: {text}; run without --check to write it") from error
     base_url = index_url.rpartition("/")[0] if "://" in index_url else None
@@ -602,13 +604,17 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     csv_path, output = (f"./hackathon_dataset/{name}" for name in (INDEX_NAME, CROISSANT_NAME))
     add("-c", "--csv_path", type=Path, default=csv_path, help="index of the dataset")
     add("-o", "--output", type=Path, default=output, help="description to write, beside the index")
-    for option, (_, kind, text, _) in OPTIONS.items():
-        if isinstance(kind, list):
-            add(f"--{option}", type=kind[0], action="append", help=f"{text}; may be repeated")
+    for option, (_, parser_of, text, _) in OPTIONS.items():
+        if isinstance(parser_of, list):
+            add(f"--{option}", type=parser_of[0], action="append", help=f"{text}; may be repeated")
         else:
-            add(f"--{option}", type=kind, help=text)
+            add(f"--{option}", type=parser_of, help=text)
     add("--rai", type=Path, help="JSON file with terms of responsible AI and provenance")
-    add("--base_url", type=folder, help="where the folder of the dataset is published")
+    add(
+        "--base_url",
+        type=partial(checked, "folder"),
+        help="where the folder of the dataset is published",
+    )
     add("--image_sha256", action="store_true", help="add the checksums of the tensors")
     add("--check", action="store_true", help="write nothing; compare an existing description")
     args = parser.parse_args(argv)

@@ -504,7 +504,7 @@ def without_images(dataset: Path) -> None:
 
 NO_DESCRIPTION = "croissant.json: not a description of this script ("
 BAD_DESCRIPTIONS = {
-    "none": (lambda d: (d / "croissant.json").unlink(), "No such file or directory"),
+    "none": (lambda d: (d / "croissant.json").unlink(), "no such file; run without --check"),
     "no JSON": (lambda d: (d / "croissant.json").write_text("{"), NO_DESCRIPTION),
     "no Croissant": (lambda d: (d / "croissant.json").write_text("{}"), NO_DESCRIPTION),
     "a list": (lambda d: (d / "croissant.json").write_text("[1]"), NO_DESCRIPTION),
