@@ -218,7 +218,7 @@ def test_empty_cells_and_class_balance_are_counted(dataset):
     assert description["rai:dataCollectionMissingData"] == (
         f"Empty cells among 48 candidates: npix 3 (6.2%), mag {empty} ({empty / 48:.1%})."
     )
-    assert "12 (25.0%) of 48 candidates" in description["rai:dataLimitations"][0]
+    assert "12 (25.0%) of 48 are real" in description["rai:dataLimitations"][0]
 
 
 def test_no_empty_cell_is_said_too(dataset):
@@ -231,9 +231,9 @@ def test_no_empty_cell_is_said_too(dataset):
 def test_it_says_how_the_data_were_made(described):
     description = description_of(described)
     assert "ZScaleInterval" in description["rai:dataPreprocessingProtocol"][0]
-    assert "match is not -1" in description["rai:dataAnnotationProtocol"]
-    assert description["rai:machineAnnotationTools"].endswith(
-        "match was given by the catalog or matched by position."
+    assert "if match is the number of a known" in description["rai:dataAnnotationProtocol"]
+    assert (
+        "given by the catalog or matched by position" in description["rai:machineAnnotationTools"]
     )
     assert "rai:annotationsPerItem" not in description  # human labels; there are none
     activity = description["prov:wasGeneratedBy"]

@@ -87,7 +87,7 @@ BAD_DATASETS = {
     "infinite position": (lambda d: set_cell(d, "y", np.inf), OFF_IMAGE),
     "no match": (
         lambda d: set_cell(d, "match", np.nan),
-        "1 rows with a match that is not a number",
+        "1 rows with a match that is not finite",
     ),
     "no job": (
         lambda d: set_cell(d, "jid", np.nan),

@@ -251,9 +251,9 @@ def test_a_file_of_rai_that_cannot_be_read(dataset, tmp_path, capsys, content, m
     if content is not None:
         path.write_bytes(content)
     assert describe(dataset, "--rai", str(path)) == 1
-    assert (
-        f"said.json: {'cannot be read: ' * (content is None)}{message}" in capsys.readouterr().err
-    )
+    error = capsys.readouterr().err
+    assert message in error
+    assert "said.json" in error
 
 
 def test_every_term_of_the_vocabulary_can_be_given(dataset, tmp_path):
