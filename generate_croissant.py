@@ -60,15 +60,12 @@ FIELDS = {  # column of the index: its meaning and unit, and what an empty cell 
     "sharpness": "DAOFIND sharpness, dimensionless: the peak above its surroundings, divided by the"
     f" height of the fitted Gaussian; high for cosmic rays and hot pixels. {EMPTY}",
     "roundness1": f"DAOFIND roundness from symmetry, dimensionless, 0 for a round source. {EMPTY}",
-    "roundness2": "DAOFIND roundness from the heights of the Gaussians fitted to the sums along x"
-    f" and y, dimensionless, 0 for a round source. {EMPTY}",
+    "roundness2": f"DAOFIND roundness from Gaussian fits along x and y, dimensionless. {EMPTY}",
     "npix": f"Number of pixels in the finder's kernel. {EMPTY}",
     "peak": f"Highest pixel of the candidate in the difference image, DN/s. {EMPTY}",
     "flux": f"Flux in the difference image, DN/s; may be negative. {EMPTY}",
-    "mag": "Instrumental magnitude, mag: -2.5 log10(flux). Empty if the flux is not positive or the"
-    " catalog has no value.",
-    "daofind_mag": "DAOFIND magnitude, mag: -2.5 log10 of the peak density over the detection"
-    f" threshold. {EMPTY}",
+    "mag": "Instrumental magnitude, mag: -2.5 log10(flux). Empty if flux <= 0 or not given.",
+    "daofind_mag": f"DAOFIND magnitude, mag: -2.5 log10(peak density / threshold). {EMPTY}",
     "flags": f"Bit flags of the PSF photometry, 0 for none, no unit. {EMPTY}",
     "match": f"Number of the known source that the candidate is, no unit; -1 for none. {NEVER}",
     "label": f"1: real (match is not -1); 0: bogus (match is -1). {NEVER}",
@@ -86,21 +83,28 @@ class DatasetError(Exception):
     """An error that the user can fix; its text says where, what was found and what to do."""
 
 
-def read_index(csv_path: Path) -> pd.DataFrame:
-    """Return the index: TEXT_COLUMNS as categories, the other INDEX_COLUMNS as float64."""
-    types = dict.fromkeys(INDEX_COLUMNS, float) | dict.fromkeys(TEXT_COLUMNS, "category")
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 checksum of a file, hexadecimal."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def read_index(csv_path: Path) -> tuple[pd.DataFrame, str]:
+    """Return the index, TEXT_COLUMNS as categories and the others as float64, and its SHA-256."""
+    types = dict.fromkeys(INDEX_COLUMNS, float) | dict.fromkeys(TEXT_COLUMNS, str)
     try:
+        sha256 = file_sha256(csv_path)  # first: check_reload notices if the file changes later
         index = pd.read_csv(csv_path, dtype=types)
-    except FileNotFoundError as error:
-        raise DatasetError(f"{csv_path}: no such file; create_dataset.py writes it") from error
     except (OSError, ValueError) as error:
-        raise DatasetError(f"{csv_path}: not a readable index: {error}") from error
-    if list(index) != list(INDEX_COLUMNS):
-        wrong = ", ".join(sorted({*index} ^ {*INDEX_COLUMNS})) or "their order"
+        found = f"not a readable index ({error})"
+        raise DatasetError(f"{csv_path}: {found}; create_dataset.py writes it") from error
+    # pandas takes what is too much in every row for row labels.
+    if list(index) != list(INDEX_COLUMNS) or not isinstance(index.index, pd.RangeIndex):
+        wrong = ", ".join(sorted({*index} ^ {*INDEX_COLUMNS})) or "their order, or too many cells"
         raise DatasetError(f"{csv_path}: wrong columns ({wrong}); expected {', '.join(FIELDS)}")
     if index.empty:
         raise DatasetError(f"{csv_path}: no candidates in it; there is nothing to describe")
-    return index
+    return index.astype(dict.fromkeys(TEXT_COLUMNS, "category")), sha256
 
 
 def tensor_shape(path: Path) -> tuple[int, int]:
@@ -120,22 +124,11 @@ def tensor_shape(path: Path) -> tuple[int, int]:
     return tensor.shape[:2]
 
 
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 checksum of a file, hexadecimal."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
 def survey_images(folder: Path, index: pd.DataFrame, hashed: bool) -> pd.DataFrame:
     """Return one row per tensor: the columns of IMAGE_FIELDS, `sha256` only if `hashed`."""
     labels = (index["label"] == 1).groupby(index["jid"], observed=True, sort=False)
     jobs = labels.agg(candidates="size", real="sum")
     others = sorted({path.stem for path in (folder / IMAGES_DIR).glob("*.npy")} - {*jobs.index})
-    if others:
-        LOG.warning(
-            f"{len(others):,} tensors without candidates, such as {others[0]}.npy: either their"
-            " jobs have none, or another run left them (create_dataset.py --jobs); then remove them"
-        )
     jobs = jobs.reindex([*jobs.index, *others], fill_value=0).rename_axis("jid").reset_index()
     jobs["image_filename"] = [f"{IMAGES_DIR}/{jid}.npy" for jid in jobs["jid"]]
     paths, shapes, problems = [folder / name for name in jobs["image_filename"]], [], []
@@ -148,7 +141,7 @@ def survey_images(folder: Path, index: pd.DataFrame, hashed: bool) -> pd.DataFra
         raise DatasetError("\n".join(problems))
     jobs[["height", "width"]] = shapes
     if hashed:
-        bar = {"desc": "checksums", "leave": False, "disable": None}  # only on a terminal
+        bar = {"desc": "checksums", "leave": False, "disable": None if sys.stderr else True}
         jobs["sha256"] = thread_map(file_sha256, paths, max_workers=HASH_THREADS, **bar)
     return jobs.filter(IMAGE_FIELDS)
 
@@ -188,12 +181,10 @@ RAI_DEFAULTS = {  # terms that follow from how the scripts work
     "rai:dataImputationProtocol": "Masked pixels have the value of zero flux; empty cells stay.",
     "rai:dataManipulationProtocol": "Left out: candidates without a finite position on their image,"
     " and entire jobs without a usable catalog, labels, or four images of one shape.",
-    "rai:dataPreprocessingProtocol": [
-        "Each image is scaled between the limits that astropy's ZScaleInterval finds at its"
-        " defaults among its finite pixels, or, if those coincide, between the lowest and the"
-        " highest of these pixels, and clipped to [0, 1].",
-        "The four images of a job are stacked to one float32 array (H, W, 4).",
-    ],
+    "rai:dataPreprocessingProtocol": "Each image is scaled between the limits that astropy's"
+    " ZScaleInterval finds at its defaults among its finite pixels, or, if those coincide, between"
+    " the lowest and the highest of these pixels, and clipped to [0, 1]. The four images of a job"
+    " are stacked to one float32 array (H, W, 4).",
     "rai:dataUseCases": "Training and testing of real-bogus classifiers for difference images.",
     "rai:machineAnnotationTools": "create_dataset.py (given by the catalog or matched by position)",
     "rai:personalSensitiveInformation": "None: images of the sky and measurements on them.",
@@ -205,8 +196,7 @@ def counted_terms(index: pd.DataFrame, images: pd.DataFrame, shape: list[int]) -
     real = f"{index['label'].sum():,.0f} ({index['label'].mean():.1%})"
     empty = [f"{name} {n:,} ({n / len(index):.1%})" for name, n in index.isna().sum().items() if n]
     size = "of several sizes" if -1 in shape else f"of {shape[0]} x {shape[1]} pixels"
-    agents = {"Python": platform.python_version()}
-    agents |= {name: version(name) for name in ("mlcroissant", "numpy", "pandas")}
+    libraries = {name: version(name) for name in ("mlcroissant", "numpy", "pandas")}
     return {
         "description": f"Candidate transients of {index['jid'].nunique():,} image-differencing jobs"
         f" in the file layout of RAPID: {len(index):,} candidates, of which {real} are real and the"
@@ -223,11 +213,10 @@ def counted_terms(index: pd.DataFrame, images: pd.DataFrame, shape: list[int]) -
         "prov:wasGeneratedBy": {
             "@type": "prov:Activity",
             "name": "From job folders to tensors, index and description",
-            "description": "create_dataset.py wrote tensors and index (its versions are not known),"
-            " then generate_croissant.py checked and described them (versions as stated).",
+            "description": "Written by create_dataset.py, then described with the software named.",
             "prov:wasAssociatedWith": [
                 {"@type": "prov:SoftwareAgent", "name": name, "softwareVersion": number}
-                for name, number in agents.items()
+                for name, number in {"Python": platform.python_version(), **libraries}.items()
             ],
         },
     }
@@ -268,8 +257,8 @@ def candidates_set(has_ids: bool, shape: list[int]) -> dict:
     for column, text in FIELDS.items():
         kind = SPECIAL_TYPES.get(column, "cr:Float64")
         source = {"fileObject": {"@id": INDEX_ID}, "extract": {"column": column}}
-        id_ = f"{RECORD_SET}/{column}"
-        fields.append(node("Field", id_, column, text, dataType=kind, source=source))
+        more = {"dataType": kind, "source": source}
+        fields.append(node("Field", f"{RECORD_SET}/{column}", column, text, **more))
     text = f"The tensor at that path; last axis: {', '.join(CHANNEL_NAMES)}."
     tensor = node("Field", f"{RECORD_SET}/image_filename/tensor", "tensor", text)
     tensor |= {"dataType": "cr:Float32", "isArray": True, "arrayShape": ",".join(map(str, shape))}
@@ -291,12 +280,12 @@ def inline_set(name: str, text: str, table: dict, rows: pd.DataFrame) -> dict:
     return node("RecordSet", name, name, text, key=key, field=fields, data=data)
 
 
-def distribution(csv_path: Path, base_url: str | None) -> list[dict]:
+def distribution(csv_path: Path, sha256: str, base_url: str | None) -> list[dict]:
     """Return the index and the tensors and, if published, the folder at `base_url`."""
     text = "One row per candidate: position, finder statistics, label, tensor path."
     index = node("FileObject", INDEX_ID, csv_path.name, text, encodingFormat="text/csv")
     index["contentUrl"] = f"{base_url}/{quote(csv_path.name)}" if base_url else csv_path.name
-    index |= {"contentSize": f"{csv_path.stat().st_size} B", "sha256": file_sha256(csv_path)}
+    index |= {"contentSize": f"{csv_path.stat().st_size} B", "sha256": sha256}
     text = "One .npy per job, float32 (H, W, 4) in [0, 1]."
     tensors = node("FileSet", TENSORS_ID, "image tensors", text, includes=f"{IMAGES_DIR}/*.npy")
     tensors["encodingFormat"] = "application/x-numpy"
@@ -320,28 +309,31 @@ CONFORMS_TO = [f"http://mlcommons.org/croissant/{one}" for one in ("1.1", "RAI/1
 
 
 def build_metadata(csv_path: Path, hashed: bool, stated: dict, base_url: str | None) -> dict:
-    """Read and check a dataset, and return its description in JSON-LD.
+    """Return the description of a dataset in JSON-LD; `stated` are the terms that the user gave.
 
-    `stated` are the terms that the user gave. Nodes of mlcroissant 1.1.1 are not used: they lack
-    terms of Croissant 1.1 and misname terms of responsible AI.
+    The nodes of mlcroissant 1.1.1 are not used, because they lack or misname some of the terms.
     """
-    index = read_index(csv_path)
+    index, sha256 = read_index(csv_path)
     images = survey_images(csv_path.parent, index, hashed)
     check_rows(csv_path, index, images)
+    if len(others := images.loc[images["candidates"] == 0, "image_filename"]):
+        LOG.warning(
+            f"{len(others):,} tensors without candidates, such as {others.iloc[0]}: remove those"
+            " that another run left (create_dataset.py --jobs); jobs without candidates are fine"
+        )
     sides = (images[side].unique().tolist() for side in ("height", "width"))
     shape = [*(side[0] if len(side) == 1 else -1 for side in sides), len(CHANNEL_NAMES)]
-    head = {"@context": mlc.Rdf().context | CONTEXT, "@type": "sc:Dataset"}
-    head |= {"conformsTo": CONFORMS_TO, "name": csv_path.parent.resolve().name}
+    top = {"@context": mlc.Rdf().context | CONTEXT, "@type": "sc:Dataset"}
+    top |= {"conformsTo": CONFORMS_TO, "name": csv_path.parent.resolve().name}
     terms = RAI_DEFAULTS | counted_terms(index, images, shape)
-    words = f"{stated.get('description', '')} {terms['description']}".lstrip()
+    text = f"{stated.get('description', '')} {terms['description']}".lstrip()
     candidates = candidates_set(index["id"].notna().all(), shape)
     rows = pd.DataFrame(LABELS, columns=list(LABEL_FIELDS))
     labels = inline_set(LABELS_SET, "What the labels mean.", LABEL_FIELDS, rows)
     labels["dataType"] = "sc:Enumeration"
     tensors = inline_set(IMAGES_SET, "One record per tensor.", IMAGE_FIELDS, images)
-    sets = {"recordSet": [candidates, labels, tensors]}
-    files = {"distribution": distribution(csv_path, base_url)}
-    return {**head, **terms, **stated, "description": words, **files, **sets}
+    files, sets = distribution(csv_path, sha256, base_url), [candidates, labels, tensors]
+    return {**top, **terms, **stated, "description": text, "distribution": files, "recordSet": sets}
 
 
 def check_reload(json_path: Path, csv_path: Path, base_url: str | None) -> None:
@@ -355,21 +347,26 @@ def check_reload(json_path: Path, csv_path: Path, base_url: str | None) -> None:
         raise DatasetError(f"mlcroissant rejects the description: {text}") from error
 
 
-DAY = r"[12]\d{3}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])"
-DATE = rf"{DAY}(T\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:\d\d)?)?"
+DAY = r"[12]\d{3}-(?!02-3|(04|06|09|11)-31)(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])"
+DATE = rf"{DAY}(T([01]\d|2[0-3]):[0-5]\d(:[0-5]\d(\.\d+)?)?(Z|[+-]\d\d:\d\d)?)?"
 PERIOD = rf"({DATE}|[12]\d{{3}}(-(0[1-9]|1[0-2]))?)"  # also a year or a month
+SPDX = "https://spdx.org/licenses/"
 REST = r"[^\s<>\"{}|\\^`]*"  # of a URL
 URL = rf"https?://[\w.-]*\w(:\d+)?([/?#]{REST})?"
+LICENSE = rf"{SPDX}(?!LicenseRef-)[\w.-]+|(?!{SPDX}){URL}"
+# In JSON-LD: what needs a download, names a node of this description, or would be another dataset.
+OBJECT = "or an object without @context, relative @id and type Dataset"
+UNSAFE = r'"@context":|"@id": "[^:"]*"|"@type": [^:]*"(sc:|https?://schema\.org/)?Dataset"'
 KINDS = {  # kind of value that the user gives: what is expected, and a pattern for texts
     "text": ("a text", r"(?s).*\S.*"),
     "url": ("a URL such as https://example.org/data", URL),
-    "folder": ("a URL without ? and #", rf"(?!.*[?#]){URL}"),
-    "license": ("an SPDX id such as CC-BY-4.0, or a URL", rf"(?!.*/LicenseRef-){URL}"),
+    "folder": ("a URL such as https://example.org/data, without ? and #", rf"(?!.*[?#]){URL}"),
+    "license": ("an SPDX id such as CC-BY-4.0, or a URL", LICENSE),
     "date": ("a date such as 2026-01-31", DATE),
     "timeframe": ("a date such as 2026-01-31, or 2020/2022", rf"{PERIOD}(/{PERIOD})?"),
     "flag": ("true or false", ""),
-    "item": ("a text, or an object without @context", r"(?s).*\S.*"),
-    "source": ("a DOI, an IRI, or an object without @context", rf"([A-Za-z][\w+.-]*:|10\.){REST}"),
+    "item": (f"a text, {OBJECT}", r"(?s).*\S.*"),
+    "source": (f"a DOI, an IRI, {OBJECT}", rf"([A-Za-z][\w+.-]*:|10\.\d+/){REST}\w{REST}"),
 }
 
 
@@ -379,7 +376,7 @@ def parse(kind: str, value: object) -> object:
     if kind == "flag":
         fits = isinstance(value, bool)
     elif kind in ("item", "source") and isinstance(value, dict):
-        fits = value and "@context" not in json.dumps(value)
+        fits = value and not re.search(UNSAFE, json.dumps(value))
     else:
         fits = isinstance(value, str) and re.fullmatch(pattern, value)
     if not fits:
@@ -391,7 +388,7 @@ def parse(kind: str, value: object) -> object:
 def parse_license(value: str) -> str:
     """Return a URL as it is, and for an SPDX id its page at spdx.org."""
     with suppress(InvalidLicenseExpression):
-        value = f"https://spdx.org/licenses/{canonicalize_license_expression(value)}"
+        value = SPDX + canonicalize_license_expression(value)
     return parse("license", value)
 
 
@@ -409,7 +406,7 @@ def parse_agent(value: str) -> dict[str, str]:
 
 def parse_keywords(value: str) -> list[str]:
     """Return the words of a list with commas."""
-    return [word.strip() for word in parse("text", value).split(",") if word.strip()]
+    return [word.strip() for word in parse("text", value.strip(" ,")).split(",") if word.strip()]
 
 
 ONE = (
@@ -435,11 +432,13 @@ RAI_TERMS = {  # term of --rai: what it takes; with an s, also a list of it
 def read_rai(path: Path) -> dict[str, object]:
     """Read the file of --rai; raise DatasetError unless it is a JSON object of RAI_TERMS."""
     try:
-        terms = json.loads(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
+        terms, pairs = json.loads(text), json.loads(text, object_pairs_hook=list)
     except (ValueError, RecursionError) as error:  # main reports an OSError
         raise DatasetError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(terms, dict):
-        raise DatasetError(f'{path}: expected an object such as {{"rai:dataBiases": "..."}}')
+    if not isinstance(terms, dict) or len(terms) < len(pairs):
+        expected = 'an object such as {"rai:dataBiases": "..."}, no term twice'
+        raise DatasetError(f"{path}: expected {expected}")
     for term, value in terms.items():
         if term not in RAI_TERMS:
             near = difflib.get_close_matches(term, RAI_TERMS, n=1) or RAI_TERMS
@@ -520,22 +519,21 @@ def check_description(args: argparse.Namespace) -> list[str]:
     """Compare a description, except for its words, with what would be written now."""
     path = args.output
     try:
-        then = json.loads(path.read_text(encoding="utf-8-sig"))
-        index_url = then["distribution"][0]["contentUrl"]
-        base_url = index_url.rpartition("/")[0] if "://" in index_url else None
-        hashed = any(f"{IMAGES_SET}/sha256" in row for row in then["recordSet"][-1]["data"])
-    except FileNotFoundError as error:
-        raise DatasetError(f"{path}: no such file; run without --check to write it") from error
-    except (ValueError, LookupError, TypeError, RecursionError) as error:
-        raise DatasetError(f"{path}: not a description of this script ({error!r})") from error
+        text = path.read_text(encoding="utf-8")
+        then = {part: json.loads(text)[part] for part in ("distribution", "recordSet")}
+        index_url = str(then["distribution"][0]["contentUrl"])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        found = f"no description to compare with ({error})"
+        raise DatasetError(f"{path}: {found}; run without --check to write it") from error
+    base_url = index_url.rpartition("/")[0] if "://" in index_url else None
+    now = build_metadata(args.csv_path, f'"{IMAGES_SET}/sha256"' in text, {}, base_url)
     texts = []
-    for metadata in (then, build_metadata(args.csv_path, hashed, {}, base_url)):
-        parts = {part: metadata[part] for part in ("distribution", "recordSet")}
-        lines = json.dumps(parts, indent=2).splitlines()
+    for metadata in (then, {part: now[part] for part in then}):
+        lines = json.dumps(metadata, indent=2, sort_keys=True).splitlines()
         # The author may change the words, as well as all other terms.
         texts.append([line for line in lines if '"description": ' not in line])
-    lines = list(difflib.unified_diff(*texts, str(path), "the dataset", n=6, lineterm=""))
-    if lines:
+    names = f"{path}, to be written again without --check", "the dataset"
+    if lines := list(difflib.unified_diff(*texts, *names, n=6, lineterm="")):
         raise DatasetError("\n".join(lines))
     check_reload(path, args.csv_path, base_url)
     return [f"{path} agrees with the dataset"]
@@ -569,7 +567,9 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Non
     if args.csv_path.suffix != ".csv" or args.output.suffix != ".json":
         parser.error("--csv_path must be named *.csv, and --output *.json")
     if args.output.parent.resolve() != args.csv_path.parent.resolve():
-        parser.error(f"--output must lie in {args.csv_path.parent}, beside the index")
+        parser.error(f"--output must lie beside the index, as {args.csv_path.with_suffix('.json')}")
+    if args.rai and args.output.resolve() == args.rai.resolve():
+        parser.error("--output would overwrite the file of --rai")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -105,7 +105,7 @@ def test_descriptions_say_what_an_empty_cell_means(described):
         name: field["description"].rpartition(". ")[2]
         for name, field in fields(described, "transient_candidates").items()
     }
-    assert endings.pop("mag") == ("Empty if the flux is not positive or the catalog has no value.")
+    assert endings.pop("mag") == ("Empty if flux <= 0 or not given.")
     never = {name for name, ending in endings.items() if ending == "Never empty."}
     assert never == {"jid", "x", "y", "match", "label", "image_filename"}
     others = {ending for name, ending in endings.items() if name not in never}
@@ -175,7 +175,7 @@ def test_a_job_without_candidates_has_a_tensor_and_a_row(raw, tmp_path, capsys):
     assert "4 image tensors" in text
     row = image_rows(tmp_path / "out")["jid002"]
     assert (row["candidates"], row["real"], row["height"]) == (0, 0, 72)
-    assert "1 tensors without candidates, such as jid002.npy" in capsys.readouterr().err
+    assert "1 tensors without candidates, such as images/jid002.npy" in capsys.readouterr().err
 
 
 def test_it_conforms_to_croissant_1_1_and_rai(described):
@@ -230,7 +230,7 @@ def test_no_empty_cell_is_said_too(dataset):
 
 def test_it_says_how_the_data_were_made(described):
     description = description_of(described)
-    assert "ZScaleInterval" in description["rai:dataPreprocessingProtocol"][0]
+    assert "ZScaleInterval" in description["rai:dataPreprocessingProtocol"]
     assert "if match is the number of a known" in description["rai:dataAnnotationProtocol"]
     assert (
         "given by the catalog or matched by position" in description["rai:machineAnnotationTools"]

@@ -41,10 +41,13 @@ NO_JOB = "1 rows with a jid that is not the name of a job folder"
 OFF_IMAGE = "1 rows with a position off its image; the first is row 2: id 2.0, jid jid001, x "
 WRONG_PATH = "an image_filename other than images/<jid>.npy"
 BAD_DATASETS = {
-    "no index": (lambda d: (d / "master_index.csv").unlink(), "no such file"),
+    "no index": (
+        lambda d: (d / "master_index.csv").unlink(),
+        "not a readable index ([Errno 2] No such file",
+    ),
     "a folder as index": (
         lambda d: (d / "master_index.csv").unlink() or (d / "master_index.csv").mkdir(),
-        "master_index.csv: not a readable index: [Errno 21] Is a directory",
+        "master_index.csv: not a readable index ([Errno 21] Is a directory",
     ),
     "empty index": (lambda d: (d / "master_index.csv").write_text(""), "not a readable index"),
     "binary index": (
@@ -69,11 +72,11 @@ BAD_DATASETS = {
     ),
     "order": (
         lambda d: edit_index(d, lambda i: i.rename(columns={"peak": "flux", "flux": "peak"})),
-        "wrong columns (their order); expected id, jid, x",
+        "wrong columns (their order, or too many cells); expected id, jid",
     ),
     "text in a number": (
         lambda d: set_cell(d, "flux", "big"),
-        "not a readable index: could not convert string to float: 'big'",
+        "not a readable index (could not convert string to float: 'big'",
     ),
     "a column of texts": (
         lambda d: edit_index(d, lambda index: index.assign(peak="high")),
@@ -126,9 +129,24 @@ BAD_DATASETS = {
         ),
         f"{NO_JOB}; the first is row 1: id 1.0, jid 001",
     ),
+    "all rows with one cell in front": (
+        lambda d: (d / "master_index.csv").write_text(
+            (d / "master_index.csv").read_text().replace("\n", "\n7,").removesuffix("7,")
+        ),
+        "wrong columns (their order, or too many cells); expected id, jid",
+    ),
+    "jobs that look like numbers": (
+        lambda d: (
+            np.save(d / "images" / "001.npy", np.zeros((72, 80, 4), "f4"))
+            or edit_index(
+                d, lambda i: i.assign(jid="001", image_filename="images/001.npy", id=i.index)
+            )
+        ),
+        "48 rows with a jid that is not the name of a job folder",
+    ),
     "all rows too long": (
         lambda d: end_rows(d, ",", count=-1),
-        "not a readable index: could not convert string to float: 'jid001'",
+        "not a readable index (could not convert string to float: 'jid001'",
     ),
     "candidate off its image": (lambda d: set_cell(d, "x", 79.5), OFF_IMAGE + "79.5, y "),
     "candidate above its image": (lambda d: set_cell(d, "y", 71.5), OFF_IMAGE),
@@ -212,8 +230,7 @@ def test_a_long_list_of_bad_tensors_is_cut_short(dataset, capsys):
         (dataset / "images" / f"jid{number:03d}.npy").write_bytes(b"")
     assert describe(dataset) == 1
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0].startswith("WARNING: 45 tensors without candidates")
-    assert len(lines) == 42
+    assert len(lines) == 41
     assert lines[-1] == "ERROR: and 5 more"
 
 
@@ -259,6 +276,19 @@ def test_a_folder_without_write_permission(dataset):
     done = finish(start(SCRIPT, *options, prefix=prefix, cwd=dataset))
     dataset.chmod(0o755)
     assert done == (1, "", "ERROR: croissant.json: cannot be written: Permission denied\n")
+
+
+def test_an_index_that_changes_meanwhile_is_not_described(dataset, capsys, monkeypatch):
+    check_rows = generate_croissant.check_rows
+
+    def change(*arguments):
+        check_rows(*arguments)
+        set_cell(dataset, "flux", 1.5)
+
+    monkeypatch.setattr(generate_croissant, "check_rows", change)
+    assert describe(dataset) == 1
+    assert "is not identical with the reference" in capsys.readouterr().err
+    assert not (dataset / "croissant.json").exists()
 
 
 def test_ctrl_c_is_130_and_leaves_nothing(dataset, capsys, monkeypatch):

@@ -23,7 +23,7 @@ def test_with_everything_given_nothing_is_listed(dataset, everything, capsys):
     assert describe(dataset, *everything) == 0
     printed = capsys.readouterr()
     assert "not stated" not in printed.out
-    assert "note" not in printed.out
+    assert "note:" not in printed.out
     assert printed.err == ""
 
 
@@ -75,6 +75,7 @@ def test_the_default_name_is_that_of_the_folder(dataset):
         ("CC-BY-4.0", "https://spdx.org/licenses/CC-BY-4.0"),
         ("apache-2.0", "https://spdx.org/licenses/Apache-2.0"),
         ("https://example.org/terms", "https://example.org/terms"),
+        ("https://example.org/LicenseRef-1", "https://example.org/LicenseRef-1"),
     ],
 )
 def test_a_license_is_an_spdx_id_or_a_url(dataset, given, written):
@@ -147,11 +148,14 @@ BAD_OPTIONS = {
     "empty publisher": ("--publisher", "", "expected name,email,url, no commas within, got ''"),
     "empty name": ("--name", " ", "expected a text, got ' '"),
     "empty keywords": ("--keywords", "", "expected a text, got ''"),
+    "keywords of commas": ("--keywords", " , ", "expected a text, got ''"),
+    "license in brackets": ("--license", "(MIT)", "expected an SPDX id"),
+    "license or later": ("--license", "MIT+", "expected an SPDX id"),
     "url with a port that is none": ("--url", "https://a.org:x/", "expected a URL"),
     "url with angles": ("--url", "https://a.org/<x>", "expected a URL"),
     "url of a dot": ("--url", "https://.", "expected a URL"),
-    "base url with a query": ("--base_url", "https://a.org/d?x=1", "a URL without ? and #"),
-    "base url with a fragment": ("--base_url", "https://a.org/d#x", "a URL without ? and #"),
+    "base url with a query": ("--base_url", "https://a.org/d?x=1", "without ? and #"),
+    "base url with a fragment": ("--base_url", "https://a.org/d#x", "without ? and #"),
     "year one": ("--date_published", "0001-01-01", "expected a date"),
     "empty citation": ("--cite_as", "", "expected a text"),
 }
@@ -185,10 +189,20 @@ def test_a_date_may_have_a_time(dataset, day):
     assert description_of(dataset)["datePublished"] == day
 
 
-def test_a_day_that_no_calendar_has(dataset, capsys):
-    assert describe(dataset, "--date_published", "2026-02-30") == 1
-    assert "2026-02-30" in capsys.readouterr().err
-    assert not (dataset / "croissant.json").exists()
+@pytest.mark.parametrize("day", ["2026-02-30", "2026-04-31", "2026-01-31T25:00Z"])
+def test_a_day_that_no_calendar_has(dataset, capsys, day):
+    with pytest.raises(SystemExit, match="2"):
+        describe(dataset, "--date_published", day)
+    assert f"expected a date such as 2026-01-31, got '{day}'" in capsys.readouterr().err
+
+
+def test_the_file_of_rai_is_not_overwritten(dataset, capsys):
+    rai = dataset / "rai.json"
+    rai.write_text("{}")
+    with pytest.raises(SystemExit, match="2"):
+        describe(dataset, "--rai", str(rai), "-o", str(rai))
+    assert "--output would overwrite the file of --rai" in capsys.readouterr().err
+    assert rai.read_text() == "{}"
 
 
 BAD_RAI = {
@@ -214,8 +228,18 @@ BAD_RAI = {
     "flag for a text": ({"rai:dataBiases": True}, "expected a text, got True"),
     "no url": (
         {"prov:wasDerivedFrom": "RAPID"},
-        "expected a DOI, an IRI, or an object without @context, got 'RAPID'",
+        "expected a DOI, an IRI, or an object without @context, relative @id and type Dataset, got",
     ),
+    "a term twice": ('{"rai:dataBiases": "a", "rai:dataBiases": "b"}', "no term twice"),
+    "id of an own node": (
+        {"prov:wasDerivedFrom": {"@id": "master-index", "contentUrl": "https://a.invalid"}},
+        "relative @id",
+    ),
+    "another dataset": (
+        {"prov:wasDerivedFrom": {"@type": "sc:Dataset", "name": "d"}},
+        "or an object without @context, relative @id and type Dataset, got",
+    ),
+    "half a DOI": ({"prov:wasDerivedFrom": "10."}, "expected a DOI, an IRI, or an object"),
     "no date": ({"rai:dataCollectionTimeframe": "fall 2026"}, "expected a date such as 2026-01-31"),
     "no day": ({"rai:dataCollectionTimeframe": ["2026-02-32"]}, "expected a date such as 2026-01"),
     "three dates": ({"rai:dataCollectionTimeframe": "2020/2021/2022"}, "expected a date such as"),
@@ -224,7 +248,7 @@ BAD_RAI = {
     "empty activity": ({"prov:wasGeneratedBy": {}}, "expected a text, or an object without"),
     "a download": (
         {"prov:wasGeneratedBy": [{"a": [{"@context": "http://nope.invalid"}]}]},
-        "expected a text, or an object without @context, got {'a'",
+        "expected a text, or an object without @context, relative @id and type Dataset, got {'a'",
     ),
     "a context": ({"@context": "http://nope.invalid"}, "unknown term '@context'"),
     "infinity": (
@@ -336,7 +360,8 @@ def test_an_output_elsewhere_is_wrong_usage(dataset, tmp_path, capsys, output, o
     paths = "-c", dataset / "master_index.csv", "-o", tmp_path / output
     with pytest.raises(SystemExit, match="2"):
         run(generate_croissant, *paths, *options)
-    assert f"--output must lie in {dataset}, beside the index" in capsys.readouterr().err
+    message = f"--output must be beside the index: {dataset}/croissant.json"
+    assert message in capsys.readouterr().err
 
 
 def test_the_index_is_never_overwritten(dataset, capsys):
@@ -432,7 +457,8 @@ def test_check_shows_every_difference(dataset, capsys, change, then, now):
     assert describe(dataset, "--check") == 1
     printed = capsys.readouterr()
     errors = [line.removeprefix("ERROR: ") for line in printed.err.splitlines()]
-    heads = [f"--- {dataset}/croissant.json", "+++ the dataset"]
+    file = f"{dataset}/croissant.json"
+    heads = [f"--- {file}, to be written again without --check", "+++ the dataset"]
     assert [line for line in errors if line[:3] in ("---", "+++")] == heads
     for sign, expected in {"-": then, "+": now}.items():
         shown = [line for line in errors if line.startswith(sign) and line not in heads]
@@ -491,6 +517,12 @@ def test_check_leaves_the_words_to_the_author(described):
     assert describe(described, "--check") == 0
 
 
+def test_the_order_of_keys_is_no_difference(described):
+    path = described / "croissant.json"
+    path.write_text(json.dumps(json.loads(path.read_text()), sort_keys=True))
+    assert describe(described, "--check") == 0
+
+
 def test_check_does_not_hash_if_no_checksum_was_written(described):
     replace_tensor(described, 72, 80, 4)
     assert describe(described, "--check") == 0
@@ -502,15 +534,22 @@ def without_images(dataset: Path) -> None:
     (dataset / "croissant.json").write_text(json.dumps(description))
 
 
-NO_DESCRIPTION = "croissant.json: not a description of this script ("
+NO_DESCRIPTION = "croissant.json: no description to compare with ("
 BAD_DESCRIPTIONS = {
-    "none": (lambda d: (d / "croissant.json").unlink(), "no such file; run without --check"),
+    "none": (lambda d: (d / "croissant.json").unlink(), "No such file or directory"),
     "no JSON": (lambda d: (d / "croissant.json").write_text("{"), NO_DESCRIPTION),
     "no Croissant": (lambda d: (d / "croissant.json").write_text("{}"), NO_DESCRIPTION),
     "a list": (lambda d: (d / "croissant.json").write_text("[1]"), NO_DESCRIPTION),
-    "no images": (without_images, NO_DESCRIPTION),
+    "no images": (without_images, '"@type": "cr:Field"'),
+    "a number as URL": (
+        lambda d: edit_text(d, '"contentUrl": "master_index.csv"', '"contentUrl": NaN'),
+        '"contentUrl": NaN',
+    ),
     "a bad index": (lambda d: (d / "master_index.csv").write_text("a\n"), "wrong columns (a, d"),
-    "no index": (lambda d: (d / "master_index.csv").unlink(), "master_index.csv: no such file"),
+    "no index": (
+        lambda d: (d / "master_index.csv").unlink(),
+        "master_index.csv: not a readable index ([Errno 2] No such",
+    ),
 }
 
 
