@@ -567,7 +567,7 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Non
     if args.csv_path.suffix != ".csv" or args.output.suffix != ".json":
         parser.error("--csv_path must be named *.csv, and --output *.json")
     if args.output.parent.resolve() != args.csv_path.parent.resolve():
-        parser.error(f"--output must lie beside the index, as {args.csv_path.with_suffix('.json')}")
+        parser.error(f"--output must lie beside the index, in {args.csv_path.parent.resolve()}")
     if args.rai and args.output.resolve() == args.rai.resolve():
         parser.error("--output would overwrite the file of --rai")
 

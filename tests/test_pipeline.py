@@ -41,7 +41,11 @@ def test_defaults_chain_up(folder):
     ("script", "options", "message"),
     [
         ("create_dataset.py", ("-i", "nowhere"), "nowhere: no such folder"),
-        ("generate_croissant.py", ("-c", "no/i.csv", "-o", "no/c.json"), "i.csv: no such file"),
+        (
+            "generate_croissant.py",
+            ("-c", "no/i.csv", "-o", "no/c.json"),
+            "i.csv: not a readable index",
+        ),
         ("test_croissant_dataset.py", ("-d", "nowhere"), "croissant.json: no such file"),
     ],
 )
