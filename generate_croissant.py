@@ -73,8 +73,7 @@ FIELDS = {  # column of the index: its meaning and unit, and what an empty cell 
 }
 INDEX_COLUMNS = tuple(FIELDS)
 TEXT_COLUMNS = ("jid", "image_filename")
-HASH_THREADS = 4
-MAX_LINES = 40  # of an error message
+HASH_THREADS, MAX_LINES = 4, 40  # tensors hashed at a time; lines of an error message
 
 LOG = logging.getLogger("generate_croissant")
 
@@ -178,7 +177,7 @@ RAI_DEFAULTS = {  # terms that follow from how the scripts work
     " (injected, simulated, or in a table of true sources), and 0 (bogus) if match is -1.",
     "rai:dataCollectionRawData": "Job folders in the file layout of RAPID: a science, a reference,"
     " a difference and a score image (FITS), and catalogs of the candidates.",
-    "rai:dataImputationProtocol": "Masked pixels have the value of zero flux; empty cells stay.",
+    "rai:dataImputationProtocol": "Masked pixels have the value of zero flux; no cell is filled.",
     "rai:dataManipulationProtocol": "Left out: candidates without a finite position on their image,"
     " and entire jobs without a usable catalog, labels, or four images of one shape.",
     "rai:dataPreprocessingProtocol": "Each image is scaled between the limits that astropy's"
@@ -300,8 +299,9 @@ def distribution(csv_path: Path, sha256: str, base_url: str | None) -> list[dict
     return [index, tensors, folder]
 
 
-CONTEXT = {  # terms of Croissant 1.1 that the context of mlcroissant 1.1.1 lacks
-    **{term: f"cr:{term}" for term in ("annotation", "arrayShape", "containedIn", "isArray")},
+NEW_TERMS = "annotation arrayShape containedIn excludes isArray readLines sdVersion unArchive"
+CONTEXT = {  # of Croissant 1.1, as far as the context of mlcroissant 1.1.1 lacks it
+    **{term: f"cr:{term}" for term in NEW_TERMS.split()},
     "prov": "http://www.w3.org/ns/prov#",
     "prov:wasDerivedFrom": {"@type": "@id"},  # texts given for it are IRIs
 }
