@@ -517,14 +517,14 @@ def write_description(args: argparse.Namespace) -> list[str]:
 
 def check_description(args: argparse.Namespace) -> list[str]:
     """Compare a description, except for its words, with what would be written now."""
-    path = args.output
     try:
-        text = path.read_text(encoding="utf-8")
-        then = {part: json.loads(text)[part] for part in ("distribution", "recordSet")}
+        text = args.output.read_text(encoding="utf-8")
+        described = json.loads(text)
+        then = {part: described[part] for part in ("distribution", "recordSet")}
         index_url = str(then["distribution"][0]["contentUrl"])
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         found = f"no description to compare with ({error})"
-        raise DatasetError(f"{path}: {found}; run without --check to write it") from error
+        raise DatasetError(f"{args.output}: {found}; run without --check to write it") from error
     base_url = index_url.rpartition("/")[0] if "://" in index_url else None
     now = build_metadata(args.csv_path, f'"{IMAGES_SET}/sha256"' in text, {}, base_url)
     texts = []
@@ -532,11 +532,11 @@ def check_description(args: argparse.Namespace) -> list[str]:
         lines = json.dumps(metadata, indent=2, sort_keys=True).splitlines()
         # The author may change the words, as well as all other terms.
         texts.append([line for line in lines if '"description": ' not in line])
-    names = f"{path}, to be written again without --check", "the dataset"
+    names = f"{args.output}, to be written again without --check", "the dataset"
     if lines := list(difflib.unified_diff(*texts, *names, n=6, lineterm="")):
         raise DatasetError("\n".join(lines))
-    check_reload(path, args.csv_path, base_url)
-    return [f"{path} agrees with the dataset"]
+    check_reload(args.output, args.csv_path, base_url)
+    return [f"{args.output} agrees with the dataset"]
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

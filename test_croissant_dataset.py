@@ -484,7 +484,7 @@ def refuse(wrong: pd.DataFrame, reason: str) -> None:
 
 
 def check_copies(dataset: CutoutDataset, split: np.ndarray) -> None:
-    """Raise DatasetError if two splits share candidates because a job was copied.
+    """Raise DatasetError if copies of a job put the same candidates into two splits.
 
     Cutouts are compared only if the features are equal, which without copies is rare.
     """
@@ -949,7 +949,7 @@ def evaluate(
     draws = zip(resample(jobs[test], seed), resample(jobs[held_out], seed + 1), strict=True)
     for (weights, times), (held_out_weights, _) in draws:
         row = {}
-        # The weight of a pair is a product: without the root, a job drawn twice counts fourfold.
+        # Pairs have the product of two weights: without the root, two draws of a job count as four.
         pair_weights = weights / np.sqrt(np.maximum(times, 1))
         for name, (within, overall) in rankings.items():
             roc_auc, precision = rate_ranking(overall, real, weights)

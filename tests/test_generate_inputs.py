@@ -92,6 +92,10 @@ BAD_DATASETS = {
         lambda d: set_cell(d, "match", np.nan),
         "1 rows with a match that is not finite",
     ),
+    "no jobs": (
+        lambda d: edit_index(d, lambda index: index.assign(jid=None)),
+        "48 rows with a jid that is not the name of a job folder; the first is row 1: id 1.0",
+    ),
     "no job": (
         lambda d: set_cell(d, "jid", np.nan),
         NO_JOB + "; the first is row 2: id 2.0, jid nan",
@@ -301,26 +305,22 @@ def test_ctrl_c_is_130_and_leaves_nothing(dataset, capsys, monkeypatch):
     assert sorted(path.name for path in dataset.iterdir()) == ["images", "master_index.csv"]
 
 
+INTERRUPTED = (  # a run that gets a Ctrl-C once it has read the index
+    "import os, signal, sys; sys.path.insert(0, sys.argv[1]);"
+    "import generate_croissant as g; check = g.check_rows;"
+    "g.check_rows = lambda *rows: os.kill(os.getpid(), signal.SIGINT) or check(*rows);"
+    "sys.exit(g.main(['-c', 'master_index.csv', '-o', 'croissant.json']))"
+)
+
+
 def test_ctrl_c_while_the_index_is_read_is_130(dataset):
-    source = (
-        "import os, signal, sys; sys.path.insert(0, sys.argv[1]);"
-        "import generate_croissant as g; check = g.check_rows;"
-        "g.check_rows = lambda *rows: os.kill(os.getpid(), signal.SIGINT) or check(*rows);"
-        "sys.exit(g.main(['-c', 'master_index.csv', '-o', 'croissant.json']))"
-    )
-    done = finish(start("-c", source, SCRIPT.parent, cwd=dataset))
+    done = finish(start("-c", INTERRUPTED, SCRIPT.parent, cwd=dataset))
     assert done == (130, "", "ERROR: interrupted: nothing was written\n")
     assert sorted(path.name for path in dataset.iterdir()) == ["images", "master_index.csv"]
 
 
 def test_an_ignored_ctrl_c_stays_ignored(dataset):
-    source = (
-        "import os, signal, sys; sys.path.insert(0, sys.argv[1]);"
-        "import generate_croissant as g; check = g.check_rows;"
-        "g.check_rows = lambda *rows: os.kill(os.getpid(), signal.SIGINT) or check(*rows);"
-        "sys.exit(g.main(['-c', 'master_index.csv', '-o', 'croissant.json']))"
-    )
-    process = start("-c", source, SCRIPT.parent, cwd=dataset, sigint=signal.SIG_IGN)
+    process = start("-c", INTERRUPTED, SCRIPT.parent, cwd=dataset, sigint=signal.SIG_IGN)
     assert finish(process).code == 0
     assert (dataset / "croissant.json").exists()
 
