@@ -3,7 +3,7 @@
 # requires-python = ">=3.11"
 # dependencies = [
 #     "numpy>=2.0,<3",
-#     "pandas>=3.1,<4",
+#     "pandas>=2.2.2,<4",
 #     "astropy>=7.0,<9",
 #     "tqdm>=4.66,<5",
 # ]
@@ -51,6 +51,7 @@ from typing import BinaryIO
 import numpy as np
 import pandas as pd
 from astropy.io import fits
+from astropy.utils import minversion
 from astropy.visualization import ManualInterval, ZScaleInterval
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -317,6 +318,10 @@ def find_columns(header: list[str], columns: Iterable[str], path: Path) -> dict[
     return positions
 
 
+# pandas reads floats to the last bit by default from 3.1 on, and deprecates the option.
+EXACT_FLOATS = {} if minversion(pd, "3.1") else {"float_precision": "round_trip"}
+
+
 def read_table(path: Path, columns: Iterable[str]) -> pd.DataFrame:
     """Read the given columns of a text table, as far as it has them: float64, NaN if empty.
 
@@ -346,6 +351,7 @@ def read_table(path: Path, columns: Iterable[str]) -> pd.DataFrame:
             usecols=positions.values(),
             na_values=('""', "--"),  # besides those of pandas: empty, nan, NA, null, None ...
             low_memory=False,
+            **EXACT_FLOATS,
         )
     except (OSError, ValueError, csv.Error) as error:
         raise DatasetError(f"{path}: not a readable catalog: {error}") from error

@@ -4,7 +4,7 @@
 # dependencies = [
 #     "numpy>=2.0,<3",
 #     "packaging>=24.2,<27",
-#     "pandas>=3.1,<4",
+#     "pandas>=2.2.2,<4",
 #     "mlcroissant>=1.1.1,<1.2",
 #     "tqdm>=4.66,<5",
 # ]

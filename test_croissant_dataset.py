@@ -3,9 +3,9 @@
 # requires-python = ">=3.11"
 # dependencies = [
 #     "numpy>=2.0,<3",
-#     "pandas>=3.1,<4",
+#     "pandas>=2.2.2,<4",
 #     "mlcroissant>=1.1.1,<1.2",
-#     "torch>=2.6,<=2.13.0",
+#     "torch>=2.6,<3",
 #     "tqdm>=4.66,<5",
 # ]
 # ///
@@ -1127,7 +1127,7 @@ def write_report(
     packed = io.BytesIO()  # torch has errors of its own if it writes to a full disk
     torch.save(model, packed)
     (folder / "model.pt").write_bytes(packed.getvalue())
-    figure = Figure(figsize=(17, 10), dpi=120, layout="constrained")
+    figure = Figure(figsize=(17, 9), dpi=120, layout="constrained")
     figure.suptitle(results["verdict"])
     upper, lower = figure.subfigures(2, 1, height_ratios=(1, 1.2))
     test, threshold = np.flatnonzero(split == "test"), results["calls"]["threshold"][0]

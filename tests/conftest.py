@@ -322,27 +322,34 @@ def write_two_tables(job: Path, catalog: pd.DataFrame, finder_order: list[int]) 
     fitted[["id", "x_fit", "y_fit", "flags", "match"]].to_csv(job / "psfcat.csv", index=False)
 
 
-@pytest.fixture
-def raw(tmp_path: Path) -> Path:
-    """Return a folder of four small jobs."""
+@pytest.fixture(scope="session")
+def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder to copy from: `raw`, four small jobs, and their dataset in two states."""
+    folder = tmp_path_factory.mktemp("originals")
     for number in range(1, 5):
-        write_job(tmp_path / "raw", f"jid{number:03d}", seed=number)
-    return tmp_path / "raw"
-
-
-@pytest.fixture
-def dataset(raw: Path, tmp_path: Path) -> Path:
-    """Return a dataset of four small jobs, without a description."""
-    folder = tmp_path / "dataset"
-    assert create_dataset.main(["-i", str(raw), "-o", str(folder)]) == 0
+        write_job(folder / "raw", f"jid{number:03d}", seed=number)
+    assert run(create_dataset, "-i", folder / "raw", "-o", folder / "dataset") == 0
+    described = shutil.copytree(folder / "dataset", folder / "described" / "dataset")
+    assert describe(described) == 0
     return folder
 
 
 @pytest.fixture
-def described(dataset: Path) -> Path:
-    """Return a dataset of four small jobs with its croissant.json."""
-    assert describe(dataset) == 0
-    return dataset
+def raw(originals: Path, tmp_path: Path) -> Path:
+    """Return a folder of four small jobs."""
+    return shutil.copytree(originals / "raw", tmp_path / "raw")
+
+
+@pytest.fixture
+def dataset(raw: Path, originals: Path, tmp_path: Path) -> Path:
+    """Return the dataset of these jobs, without a description."""
+    return shutil.copytree(originals / "dataset", tmp_path / "dataset")
+
+
+@pytest.fixture
+def described(raw: Path, originals: Path, tmp_path: Path) -> Path:
+    """Return the dataset of these jobs with its croissant.json."""
+    return shutil.copytree(originals / "described" / "dataset", tmp_path / "dataset")
 
 
 @pytest.fixture(scope="session")

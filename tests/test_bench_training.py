@@ -104,9 +104,10 @@ def test_wrong_usage_is_exit_code_2(bench, capsys, options, message):
     assert message in capsys.readouterr().err
 
 
-def test_a_missing_dataset_is_exit_code_1(tmp_path):
+def test_a_missing_dataset_is_exit_code_1(bench, capsys, tmp_path):
     options = "--dataset_dir", tmp_path / "nowhere", "--work_dir", tmp_path
-    done = finish(start(SCRIPT, *options))
-    assert (done.code, done.out) == (1, "")
-    assert re.search(r"ERROR: .*nowhere: no croissant\.json there", done.err)
+    assert bench.main([str(option) for option in options]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert re.search(r"ERROR: .*nowhere: no croissant\.json there", printed.err)
     assert list(tmp_path.iterdir()) == []

@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -188,9 +187,10 @@ def test_an_address_at_which_nobody_answers(raw, tmp_path):
     with socket.socket() as nobody:
         nobody.bind((HOST, 0))  # taken, so that no one else can answer there, but not listened at
         address = f"tcp://{HOST}:{nobody.getsockname()[1]}"
-        begin = time.monotonic()
-        code, _, error = finish(create(raw, tmp_path / "out", "--scheduler", address))
-    assert time.monotonic() - begin < 30
+        impatient = "import create_dataset as c, sys; c.CONNECT_S = 1; sys.exit(c.main())"
+        options = "-i", raw, "-o", tmp_path / "out", "--scheduler", address
+        folder = Path(create_dataset.__file__).parent
+        code, _, error = finish(start("-c", impatient, *options, cwd=folder), limit_s=10)
     assert code == 1
     assert error.startswith(f"ERROR: {address}: the Dask scheduler or its workers do not answer: ")
     assert len(error.splitlines()) == 1

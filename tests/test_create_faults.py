@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /pro
 
 JOBS, SIZE = 40, 256  # jobs, and pixels a side: a run of some tenths of a second
 TENSOR_BYTES = 128 + 16 * SIZE * SIZE
-KILLS = 10
+KILLS = 6
 GOES_ON = "ERROR: interrupted: finished tensors are kept; run the same command again to go on\n"
 MOUNT = 'mount -t tmpfs -o ro none /dev/shm && exec "$@"'  # read-only, as in some containers
 PRIVATE = ("unshare", "--mount", "sh", "-c", MOUNT, "sh")

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import describe, edit_index, read_index, run, write_dataset
+from conftest import describe, edit_index, finish, read_index, run, start, write_dataset
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import (
     average_precision_score,
@@ -119,22 +119,37 @@ def test_a_damaged_pixel_is_found_by_whoever_loads_it(sample_copy):
         next(loaded)
 
 
+MEMORY = """
+import sys
+from pathlib import Path
+import numpy as np
+import pandas as pd
+from test_croissant_dataset import CutoutDataset
+
+def own_memory_kb():
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("RssAnon:")[2].split()[0])
+
+folder = Path(sys.argv[1])
+dataset = CutoutDataset(folder, pd.read_pickle(folder / "candidates.pkl"))
+before = own_memory_kb()
+for rows in np.arange(300).reshape(-1, 10):
+    assert dataset[rows][0].max() == 0
+print(own_memory_kb() - before)
+"""
+
+
 def test_images_are_not_copied_into_memory(tmp_path):
-    """Of a tensor of 134 MB, nothing but the cutouts takes memory of this process."""
+    """Of a tensor of 134 MB, nothing but the cutouts takes memory of a process."""
     (tmp_path / "images").mkdir()
     path, shape = tmp_path / "images" / "jid1.npy", (2900, 2900, 4)
     np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
     places = np.linspace(0, 2899, 300)
-    dataset = CutoutDataset(tmp_path, make_candidates({"jid1": [0] * 300}, x=places, y=places))
-
-    def own_memory_kb() -> int:
-        status = Path("/proc/self/status").read_text()
-        return int(status.partition("RssAnon:")[2].split()[0])
-
-    before = own_memory_kb()
-    for rows in np.arange(300).reshape(-1, 10):
-        assert dataset[rows][0].max() == 0
-    assert own_memory_kb() - before < 20_000
+    candidates = make_candidates({"jid1": [0] * 300}, x=places, y=places)
+    candidates.to_pickle(tmp_path / "candidates.pkl")
+    done = finish(start("-c", MEMORY, tmp_path, cwd=Path(training.__file__).parent))
+    assert (done.code, done.err) == (0, "")
+    assert int(done.out) < 20_000
 
 
 def test_more_tensors_than_files_may_be_open(tmp_path):

@@ -26,14 +26,16 @@ differ (stderr names it); 2 wrong usage; 130 interrupted by Ctrl-C.
 
 import argparse
 import hashlib
-import json
+import logging
 import math
+import multiprocessing
 import os
 import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -42,7 +44,7 @@ import mlcroissant as mlc
 import numpy as np
 import pandas as pd
 import torch
-from bench_create_dataset import DROP_CACHES, TESTS, BenchmarkError, run, run_benchmark, table
+from bench_create_dataset import DROP_CACHES, LOG, TESTS, BenchmarkError, run, run_benchmark, table
 from sklearn.metrics import average_precision_score
 from torch.utils.data import DataLoader, Dataset
 
@@ -53,20 +55,32 @@ import test_croissant_dataset as script  # noqa: E402
 QUICK_LOOK = ("--max_candidates", "2000", "--epochs", "1")
 LEARNING_RATE = 0.001  # of the textbook's SGD: best of 0.0003, 0.001, 0.002, 0.003, 0.01 and 0.03
 SEED = 0  # of candidates, order and split; the round is added for weights and training
-CALL = """
-import json, sys
-sys.path.insert(0, sys.argv[1])
-import bench_training
-print(json.dumps(getattr(bench_training, sys.argv[2])(*json.loads(sys.argv[3]))))
-"""
+IMPORTED = ["mlcroissant", "sklearn.metrics", "torch.utils.data", "test_croissant_dataset"]
 Section = dict[str, float]  # figures of one round
 
 
+def prepare_process() -> None:
+    """Make this process like one of the script: quiet, and with the usual way to start others."""
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    multiprocessing.set_start_method(None, force=True)
+
+
 def call(function: Callable, *arguments: object) -> object:
-    """Call a function of this file in a process of its own; return its result."""
-    words = Path(__file__).parent, function.__name__, json.dumps(arguments, default=str)
+    """Call a function of this file in a process of its own; return its result.
+
+    The process is forked from one that has only imported the libraries. Raises BenchmarkError if
+    the function fails.
+    """
     name = f"{function.__name__} {arguments[0]}"
-    return json.loads(run(name, sys.executable, "-c", CALL, *words).text.splitlines()[-1])
+    context, start = multiprocessing.get_context("forkserver"), time.perf_counter()
+    context.set_forkserver_preload(IMPORTED)
+    with ProcessPoolExecutor(1, context, prepare_process) as pool:
+        try:
+            result = pool.submit(function, *arguments).result()
+        except Exception as error:  # whatever the script or a library raises
+            raise BenchmarkError(f"{name}: {type(error).__name__}: {error}") from error
+    LOG.info(f"{name}: {time.perf_counter() - start:.2f} s")
+    return result
 
 
 def read_candidates(folder: Path, wanted: int | None) -> pd.DataFrame:
@@ -76,12 +90,12 @@ def read_candidates(folder: Path, wanted: int | None) -> pd.DataFrame:
     return script.read_records(json_path, *index, wanted, SEED)
 
 
-def select_candidates(wanted: int, folder: str, table_path: str) -> str:
+def select_candidates(wanted: int, folder: Path, table_path: Path) -> str:
     """Save candidates, their split and tensors, in the script's random order; describe them."""
-    candidates = read_candidates(Path(folder), wanted)
+    candidates = read_candidates(folder, wanted)
     split = script.split_candidates(candidates, SEED)
-    paths = folder + "/" + candidates["image_filename"]
-    dataset = script.CutoutDataset(Path(folder), candidates)
+    paths = f"{folder}/" + candidates["image_filename"]
+    dataset = script.CutoutDataset(folder, candidates)
     order = dataset.shuffle(np.arange(len(candidates)), [SEED])
     candidates = candidates.assign(split=split, path=paths).iloc[order]
     candidates.reset_index(drop=True).to_pickle(table_path)
@@ -112,7 +126,7 @@ def load_plainly(
         yield squares
 
 
-def read_cutouts(way: str, cold: bool, folder: str, table_path: str) -> tuple[float, str]:
+def read_cutouts(way: str, cold: bool, folder: Path, table_path: Path) -> tuple[float, str]:
     """Read all cutouts once; return cutouts/s and a digest of the first batch."""
     candidates = pd.read_pickle(table_path)
     batches = script.divide(np.arange(len(candidates)), script.BATCH_SIZE)
@@ -121,7 +135,7 @@ def read_cutouts(way: str, cold: bool, folder: str, table_path: str) -> tuple[fl
         open_tensor = {path: open_tensor(path) for path in candidates["path"].unique()}.get
     loaded = load_plainly(candidates, open_tensor, batches)
     if way == "ours":
-        dataset = script.CutoutDataset(Path(folder), candidates)
+        dataset = script.CutoutDataset(folder, candidates)
         loaded = (cutouts.permute(0, 2, 3, 1) for cutouts, _, _ in dataset.load(batches))
     if cold:
         os.sync()
@@ -152,11 +166,11 @@ class TextbookDataset(Dataset):
         return cutout, self.features[i], torch.tensor(record["label"], dtype=torch.float32)
 
 
-def train_textbook(seed: int, epochs: int, folder: str, table_path: str) -> tuple[float, float]:
+def train_textbook(seed: int, epochs: int, folder: Path, table_path: Path) -> tuple[float, float]:
     """Train as textbooks do; return candidates/s and average precision on the test split, %."""
     candidates = pd.read_pickle(table_path)
     train, test = (np.flatnonzero(candidates["split"] == name) for name in ("train", "test"))
-    dataset = script.CutoutDataset(Path(folder), candidates)
+    dataset = script.CutoutDataset(folder, candidates)
     dataset.fit_features(train)
     batches = script.divide(np.arange(len(dataset)), script.BATCH_SIZE)
     features = torch.cat([features for _, features, _ in dataset.load(batches)])
@@ -182,14 +196,14 @@ def train_textbook(seed: int, epochs: int, folder: str, table_path: str) -> tupl
     return rate, 100 * average_precision_score(candidates["label"][test], logits)
 
 
-def train_ours(seed: int, epochs: int, folder: str, table_path: str) -> tuple[float, float]:
+def train_ours(seed: int, epochs: int, folder: Path, table_path: Path) -> tuple[float, float]:
     """Train as the script does; return the same."""
     candidates = pd.read_pickle(table_path)
     split = candidates["split"].to_numpy()
     train, test = (np.flatnonzero(split == name) for name in ("train", "test"))
-    settings = script.parse_args(["-d", folder, "--seed", str(seed), "--device", "cpu"])
+    settings = script.parse_args(["-d", str(folder), "--seed", str(seed), "--device", "cpu"])
     backend = script.pick_backend(settings.device)
-    dataset = script.CutoutDataset(Path(folder), candidates)
+    dataset = script.CutoutDataset(folder, candidates)
     dataset.fit_features(train)
     for passes in (1, epochs):  # the first does not count
         start = time.perf_counter()
@@ -199,7 +213,7 @@ def train_ours(seed: int, epochs: int, folder: str, table_path: str) -> tuple[fl
     return rate, 100 * average_precision_score(candidates["label"][test], logits)
 
 
-def read_index(processes: int, folder: str, rows: int) -> float:
+def read_index(processes: int, folder: Path, rows: int) -> float:
     """Return records/s of ours in one process or more, or of mlcroissant alone: 0 processes."""
     start = time.perf_counter()
     if processes:
@@ -207,9 +221,9 @@ def read_index(processes: int, folder: str, rows: int) -> float:
         script.RECORDS_PER_PART = (
             rows if processes == 1 else min(script.RECORDS_PER_PART, -(-rows // processes))
         )
-        read_candidates(Path(folder), None)
+        read_candidates(folder, None)
     else:
-        for _ in mlc.Dataset(Path(folder, "croissant.json")).records("transient_candidates"):
+        for _ in mlc.Dataset(folder / "croissant.json").records("transient_candidates"):
             pass
     return rows / (time.perf_counter() - start)
 
@@ -311,7 +325,7 @@ def benchmark(args: argparse.Namespace, work_dir: Path) -> str:
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Parse the command line; wrong usage ends the process with code 2."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description="Measure test_croissant_dataset.py.")
     parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
     add = parser.add_argument
     add("--dataset_dir", type=Path, help="dataset to use instead of simulated jobs")
