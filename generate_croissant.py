@@ -114,8 +114,8 @@ def tensor_shape(path: Path) -> tuple[int, int]:
         raise DatasetError(f"{path}: no such tensor, but {INDEX_NAME} names it") from error
     except Exception as error:  # a damaged header can raise almost anything
         raise DatasetError(f"{path}: not a whole .npy file: {error}") from error
-    order = "C" if tensor.flags.c_contiguous else "Fortran"
-    if (tensor.dtype, tensor.shape[2:], order) != ("<f4", (4,), "C") or not tensor.size:
+    order, channels = "C" if tensor.flags.c_contiguous else "Fortran", (len(CHANNEL_NAMES),)
+    if (tensor.dtype, tensor.shape[2:], order) != ("<f4", channels, "C") or not tensor.size:
         found = f"{tensor.dtype} {tensor.shape} in {order} order"
         raise DatasetError(f"{path}: {found}; expected float32 (H, W, 4) in C order")
     if path.stat().st_size != tensor.offset + tensor.nbytes:

@@ -347,6 +347,17 @@ class CutoutDataset:
     [0, 1] and 0 off the image, features float32 (N, 10), labels float32 (N,). A cutout is a slice
     of a mapped tensor. Features are not scaled, and NaN without a value, until `fit_features`.
     DatasetError says which tensors are damaged, and in batches, where a pixel is not in [0, 1].
+
+    For a training of your own, with the features scaled by the training split:
+
+        candidates = pd.read_csv("my_dataset/master_index.csv")
+        dataset = CutoutDataset(Path("my_dataset"), candidates)
+        train = np.flatnonzero(split_candidates(candidates, seed=1) == "train")
+        dataset.fit_features(train)
+        for epoch in range(10):
+            batches = divide(dataset.shuffle(train, epoch), 128)  # or slightly more
+            for cutouts, features, labels in dataset.load(batches):
+                ...
     """
 
     def __init__(self, dataset_dir: Path, candidates: pd.DataFrame) -> None:

@@ -1,11 +1,12 @@
 """The three scripts as a user runs them: real processes, in sequence, with their defaults."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import finish, start, write_job
+from conftest import STEMS, finish, make_catalog, start, write_job
 
 ROOT = Path(__file__).parents[1]
 
@@ -35,6 +36,43 @@ def test_defaults_chain_up(folder):
     for name in index["image_filename"].unique():
         tensor = np.load(folder / "hackathon_dataset" / name)
         assert (tensor.dtype, tensor.shape[2]) == (np.dtype("<f4"), 4)
+
+
+def test_a_channel_and_a_column_are_added_as_the_readme_says(tmp_path):
+    edits = {
+        "create_dataset.py": [
+            ('    "score": (', '    "uncertainty": ("uncertainty",),\n    "score": ('),
+            ("daofind_mag flags", "daofind_mag flags snr"),
+        ],
+        "generate_croissant.py": [
+            ('"difference", "score")', '"difference", "uncertainty", "score")'),
+            ('    "match": f"Number', '    "snr": "Signal to noise.",\n    "match": f"Number'),
+        ],
+        "test_croissant_dataset.py": [
+            ('"difference", "score")', '"difference", "uncertainty", "score")'),
+            ("daofind_mag flags", "daofind_mag flags snr"),
+        ],
+    }
+    for number in range(1, 5):
+        catalog = make_catalog(seed=number).assign(snr=np.arange(12) / 4)
+        job = write_job(tmp_path / "mini_dataset", f"jid{number}", catalog, seed=number)
+        shutil.copy(job / f"{STEMS[0]}.fits", job / "uncertainty.fits")
+    for script, pairs in edits.items():
+        source = (ROOT / script).read_text(encoding="utf-8")
+        for old, new in pairs:
+            assert source.count(old) == 1
+            source = source.replace(old, new)
+        (tmp_path / script).write_text(source, encoding="utf-8")
+        options = ("--epochs", "1") if script == "test_croissant_dataset.py" else ()
+        done = finish(start(tmp_path / script, *options, cwd=tmp_path))
+        assert done.code == 0, done.err
+    folder = tmp_path / "hackathon_dataset"
+    index = pd.read_csv(folder / "master_index.csv")
+    assert index["snr"].tolist() == [*np.arange(12) / 4] * 4
+    tensor = np.load(folder / "images" / "jid1.npy")
+    np.testing.assert_array_equal(tensor[..., 3], tensor[..., 0])  # uncertainty is a copy
+    assert tensor.shape[2] == 5
+    assert "reference, difference, uncertainty, score" in (folder / "croissant.json").read_text()
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,10 @@ import tomllib
 from itertools import combinations
 from pathlib import Path
 
+import make_mini_dataset
 import pytest
 from conftest import finish, start
+from packaging.requirements import Requirement
 
 import create_dataset
 import generate_croissant
@@ -84,39 +86,100 @@ def test_requirements_txt_has_nothing_that_no_script_needs():
     assert set(requirements(ROOT / "requirements.txt")) == set(needed)
 
 
-@pytest.mark.parametrize("path", ["requirements.txt", "tests/requirements.txt"])
-def test_every_requirement_has_a_lower_and_an_upper_bound(path):
-    lines = requirements(ROOT / path)
-    assert lines
-    for line in lines:
-        assert re.search(r">=[\d.]+,<=?[\d.]+$", line), line
+def test_the_scripts_requirements_have_a_lower_and_an_upper_bound():
+    for line in requirements(ROOT / "requirements.txt"):
+        assert re.fullmatch(r"[a-z-]+>=[\d.]+,<[\d.]+", line), line
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_importing_a_script_runs_nothing(script, tmp_path):
-    command = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {script[:-3]}"
+def test_what_ci_installs_is_pinned_and_within_the_scripts_requirements():
+    pins = dict(line.split("==") for line in requirements(ROOT / "tests" / "requirements.txt"))
+    for line in requirements(ROOT / "requirements.txt"):
+        requirement = Requirement(line)
+        assert pins[requirement.name] in requirement.specifier, line
+
+
+def test_importing_the_scripts_runs_nothing(tmp_path):
+    names = ", ".join(module.__name__ for module in MODULES)
+    command = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {names}"
     assert finish(start("-c", command, cwd=tmp_path)) == (0, "", "")
     assert list(tmp_path.iterdir()) == []
 
 
+def help_of(script, capsys) -> str:
+    with pytest.raises(SystemExit, match=r"^0$"):
+        script.main(["--help"])
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    return printed.out
+
+
+def test_readme_has_at_most_260_lines_and_a_small_picture():
+    assert len(README.splitlines()) <= 260
+    (picture,) = re.findall(r"!\[.+\]\((.+)\)", README)
+    assert 50_000 < (ROOT / picture).stat().st_size < 400_000
+
+
 def test_readme_begins_with_two_commands():
-    commands = code_blocks("bash")[:2]
-    assert all(len(command.strip().splitlines()) == 1 for command in commands)
+    commands = code_blocks("bash")
+    assert len(commands) == 2
+    for command in commands:
+        assert max(map(len, command.splitlines())) < 72
+        assert "pip install -q -r tests/requirements.txt" in command
     for script in ("tests/make_mini_dataset.py", *SCRIPTS):
         assert f"python {script}" in commands[0]
-    assert "pytest" in commands[1]
+    assert "--report_dir" in commands[0]
+    assert "python -m pytest" in commands[1]
 
 
-@pytest.mark.parametrize("script", (*SCRIPTS, "tests/make_mini_dataset.py"))
-def test_readme_names_every_option(script):
-    done = finish(start(ROOT / script, "--help"))
-    assert (done.code, done.err) == (0, "")
-    options = set(re.findall(r"--[a-z][a-z0-9_]+", done.out)) - {"--help"}
-    assert options
-    for option in options:
-        assert f"`{option}`" in README
+@pytest.mark.parametrize("script", MODULES)
+def test_readme_names_options_that_exist_with_their_defaults(script, capsys):
+    text = " ".join(help_of(script, capsys).split())
+    table = README.partition("| script | option |")[2].partition("\n\n")[0]
+    name, rows = "", []
+    for line in table.splitlines()[2:]:
+        first, option, default, _ = (cell.strip() for cell in line.split("|")[1:-1])
+        name = first.strip("` ") or name
+        if name == Path(script.__file__).name:
+            rows.append((re.findall("--[a-z_]+", option)[0], default.strip("`")))
+    assert rows
+    for option, default in rows:
+        assert f"{option} " in text
+        if "/" in default:
+            assert f"(default: {default})" in text, option
+
+
+def test_readme_and_its_examples_name_no_option_that_does_not_exist(capsys):
+    known = set()
+    for script in (*MODULES, make_mini_dataset):
+        known |= set(re.findall("--[a-z][a-z0-9_]+", help_of(script, capsys)))
+    foreign = {"--index-url", "--nworkers", "--nthreads", "--nproc_per_node"}
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z0-9_-]+", README)) - foreign <= known
 
 
 def test_readme_describes_every_column():
     for column in create_dataset.INDEX_COLUMNS:
         assert f"| `{column}` |" in README
+
+
+def test_every_test_file_has_its_line():
+    named = re.findall(r"^\| `(\S+)` \|", (ROOT / "tests" / "README.md").read_text(), re.MULTILINE)
+    listed = {path for name in named for path in (ROOT / "tests").glob(name)}
+    assert listed >= {*(ROOT / "tests").glob("*.*")} - {ROOT / "tests" / "README.md"}
+    assert all(any((ROOT / "tests").glob(name)) for name in named)
+
+
+BENCHMARKS = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "tests").glob("*/*.py"))]
+
+
+@pytest.mark.parametrize("script", BENCHMARKS)
+def test_readme_and_the_tables_name_the_benchmarks(script):
+    assert f"python {script}" in README
+    assert f"python {script}" in (ROOT / "tests" / "benchmarks" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, *BENCHMARKS])
+def test_help_without_docstrings(script):
+    """`python -OO` removes docstrings; photutils, and so the simulator, does not work like that."""
+    done = finish(start("-OO", ROOT / script, "--help"))
+    assert (done.code, done.err) == (0, "")
+    assert done.out.startswith("usage: ")

@@ -300,7 +300,7 @@ def table(head: Sequence[str], sections: dict[str, Figures]) -> str:
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Parse the command line; wrong usage ends the process with code 2."""
-    parser = argparse.ArgumentParser(description="Measure create_dataset.py: speed, memory, growth.")
+    parser = argparse.ArgumentParser(description="Measure create_dataset.py: speed and memory.")
     parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
     add = parser.add_argument
     add("--jobs", type=int, default=16, help="jobs of the warm rounds")
