@@ -39,12 +39,12 @@ def bench(monkeypatch):
 
 
 def test_every_figure_has_its_line_in_order(tmp_path):
-    sizes = "--jobs", "3", "--size", "512", "--candidates", "150", "--epochs", "1", "--rounds", "1"
+    sizes = "--jobs", "3", "--size", "256", "--candidates", "150", "--epochs", "1", "--rounds", "1"
     indexes = "--records", "300", "--quick_records", "400"
     done = finish(start(SCRIPT, *sizes, *indexes, "--work_dir", tmp_path), 8 * LIMIT_S)
     assert done.code == 0, done.err
     data, settings, columns, *lines = done.out.splitlines()
-    found = "3 jobs of 512 x 512 pixels, 50 of 150 candidates to train on"
+    found = "3 jobs of 256 x 256 pixels, 24 of 63 candidates to train on"
     assert data == f"test_croissant_dataset.py: {found}"
     assert settings == "epochs 1, rounds 1"
     assert columns.split() == ["median", "min", "max"]

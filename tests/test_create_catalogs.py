@@ -11,7 +11,16 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import finish, make_catalog, make_images, run, start, write_job, write_two_tables
+from conftest import (
+    finish,
+    make_catalog,
+    make_images,
+    read_csv,
+    run,
+    start,
+    write_job,
+    write_two_tables,
+)
 
 import create_dataset
 
@@ -62,7 +71,7 @@ def build(job, capsys) -> Callable[..., Outcome]:
         code = run(create_dataset, "-i", job.parent, "-o", out, "--workers", 1)
         path, index = out / "master_index.csv", None
         if path.exists():
-            index = pd.read_csv(path, keep_default_na=False, na_values=[""])
+            index = read_csv(path, keep_default_na=False, na_values=[""])
         return Outcome(code, index, *capsys.readouterr())
 
     return build
@@ -109,7 +118,7 @@ def test_a_column_is_added_to_the_index_in_one_line(job, tmp_path):
     (pair / FINDER).write_text("id x y SNR\n2 2 3 7.5\n1 2 3 6.5\n")
     done = finish(start(script, "-i", job.parent, "-o", tmp_path / "out", "--workers", "1"))
     assert done.code == 0, done.err
-    index = pd.read_csv(tmp_path / "out" / "master_index.csv")
+    index = read_csv(tmp_path / "out" / "master_index.csv")
     assert list(index.columns[-5:-3]) == ["snr", "flags"]
     np.testing.assert_array_equal(index["snr"], [5.5, np.nan, 6.5, 7.5])
 
@@ -383,5 +392,5 @@ def test_jobs_are_in_natural_order(tmp_path):
     for jid in reversed(jobs):
         write_job(tmp_path / "raw", jid, make_catalog(2).assign(x=1, y=1), images)
     assert run(create_dataset, "-i", tmp_path / "raw", "-o", tmp_path / "out", "--workers", 1) == 0
-    index = pd.read_csv(tmp_path / "out" / "master_index.csv")
+    index = read_csv(tmp_path / "out" / "master_index.csv")
     assert index["jid"].tolist() == [jid for jid in jobs for _ in range(2)]

@@ -12,9 +12,11 @@ import sys
 import termios
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import redirect_stderr, redirect_stdout, suppress
+from io import StringIO
 from pathlib import Path
 
+import conftest
 import pytest
 from conftest import LIMIT_S, contents, finish, start, state_of, wait_for, write_jobs
 
@@ -24,7 +26,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /pro
 
 JOBS, SIZE = 40, 256  # jobs, and pixels a side: a run of some tenths of a second
 TENSOR_BYTES = 128 + 16 * SIZE * SIZE
-KILLS = 6
+KILLS = 4
 GOES_ON = "ERROR: interrupted: finished tensors are kept; run the same command again to go on\n"
 MOUNT = 'mount -t tmpfs -o ro none /dev/shm && exec "$@"'  # read-only, as in some containers
 PRIVATE = ("unshare", "--mount", "sh", "-c", MOUNT, "sh")
@@ -103,10 +105,17 @@ def create(raw: Path, out: Path, *options: str, **settings: object) -> subproces
     return start(create_dataset.__file__, "-i", raw, "-o", out, *options, **settings)
 
 
-def run(raw: Path, out: Path, *options: str, **settings: object) -> tuple[int, str]:
-    """Make a whole run as a real process and return its exit code and its stderr."""
-    code, _, error = finish(create(raw, out, *options, **settings))
+def run_as(prefix: tuple[str, ...], *arguments: Path | str) -> tuple[int, str]:
+    """Make a whole run as a real process, under another command; return exit code and stderr."""
+    code, _, error = finish(create(*arguments, prefix=prefix))
     return code, error
+
+
+def run(raw: Path, out: Path, *options: str) -> tuple[int, str]:
+    """Make a whole run in this process and return its exit code and its stderr."""
+    with redirect_stderr(StringIO()) as error, redirect_stdout(StringIO()):
+        code = conftest.run(create_dataset, "-i", raw, "-o", out, *options)
+    return code, error.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -118,10 +127,8 @@ def raw(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(raw) -> dict[str, bytes]:
     """Return the files of the dataset that an undisturbed run makes."""
-    out = raw.with_name("undisturbed")
-    command = [sys.executable, create_dataset.__file__, "-i", raw, "-o", out]
-    subprocess.run(command, check=True, capture_output=True, timeout=LIMIT_S)
-    return contents(out)
+    assert run(raw, raw.with_name("undisturbed")) == (0, "")
+    return contents(raw.with_name("undisturbed"))
 
 
 @pytest.fixture
@@ -242,12 +249,12 @@ def private_shm() -> tuple[str, ...]:
 
 
 def test_one_worker_needs_no_shared_memory(raw, undisturbed, tmp_path):
-    assert run(raw, tmp_path / "out", "--workers", "1", prefix=private_shm()) == (0, "")
+    assert run_as(private_shm(), raw, tmp_path / "out", "--workers", "1") == (0, "")
     assert contents(tmp_path / "out") == undisturbed
 
 
 def test_workers_that_cannot_be_started(raw, tmp_path):
-    code, error = run(raw, tmp_path / "out", "--workers", "2", prefix=private_shm())
+    code, error = run_as(private_shm(), raw, tmp_path / "out", "--workers", "2")
     assert code == 1
     assert re.fullmatch("ERROR: the workers failed at .*; try --workers 1; .*\n", error)
     assert contents(tmp_path / "out") == {}
@@ -310,7 +317,7 @@ def test_a_folder_without_write_permission(raw, tmp_path):
         prefix = ("setpriv", "--bounding-set", "-dac_override")
         if not shutil.which("setpriv"):
             pytest.skip("no setpriv, which takes root's right to write everywhere")
-    code, error = run(raw, tmp_path / "out", prefix=prefix)
+    code, error = run_as(prefix, raw, tmp_path / "out")
     assert code == 1
     message = r"ERROR: {}/images/jid\d+.npy: cannot be written: Permission denied\n"
     assert re.search(message.format(tmp_path / "out"), error)
@@ -382,8 +389,8 @@ def test_bytes_are_the_same_from_workers_that_start_afresh(raw, undisturbed, tmp
         ),
     ],
 )
-def test_wrong_usage(raw, tmp_path, options, message):
-    code, error = run(raw, tmp_path / "out", *options)
-    assert code == 2
-    assert error.endswith(f"create_dataset.py: error: {message}\n")
+def test_wrong_usage(raw, tmp_path, capsys, options, message):
+    with pytest.raises(SystemExit, match="2"):
+        conftest.run(create_dataset, "-i", raw, "-o", tmp_path / "out", *options)
+    assert capsys.readouterr().err.endswith(f": error: {message}\n")
     assert not (tmp_path / "out").exists()

@@ -451,8 +451,9 @@ def spoil(tmp_path, monkeypatch) -> Callable[[Callable[[Path], None]], Path]:
 
     def spoil(change: Callable[[Path], None]) -> Path:
         def spoiling_clip(*args: object, **more: object) -> np.ndarray:
-            monkeypatch.setattr(np, "clip", clip)  # after the first pixels
-            change(path)
+            if str(path) in Path("/proc/self/maps").read_text():  # not in the worker of jid2
+                monkeypatch.setattr(np, "clip", clip)  # after the first pixels
+                change(path)
             return clip(*args, **more)
 
         monkeypatch.setattr(np, "clip", spoiling_clip)

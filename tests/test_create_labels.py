@@ -20,6 +20,7 @@ from conftest import (
     make_catalog,
     make_header,
     make_images,
+    read_csv,
     run,
     write_job,
     write_labelled_jobs,
@@ -73,7 +74,7 @@ def build(tmp_path, capsys) -> Callable[..., Outcome]:
         options = ("-i", tmp_path / "raw", "-o", out, "--workers", 1, *options)
         code = run(create_dataset, *options)
         path = out / "master_index.csv"
-        return Outcome(code, pd.read_csv(path) if path.exists() else None, *capsys.readouterr())
+        return Outcome(code, read_csv(path) if path.exists() else None, *capsys.readouterr())
 
     return build
 

@@ -6,7 +6,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import STEMS, finish, make_catalog, start, write_job
+from conftest import STEMS, finish, make_catalog, run, start, write_job
+
+import create_dataset
+import generate_croissant
+import test_croissant_dataset
 
 ROOT = Path(__file__).parents[1]
 
@@ -95,10 +99,8 @@ def test_a_failure_is_exit_code_1_and_one_line(folder, script, options, message)
     assert message in done.err
 
 
-@pytest.mark.parametrize(
-    "script", ["create_dataset.py", "generate_croissant.py", "test_croissant_dataset.py"]
-)
-def test_wrong_usage_is_exit_code_2(folder, script):
-    done = finish(start(ROOT / script, "--wrong", cwd=folder))
-    assert done.code == 2
-    assert "unrecognized arguments: --wrong" in done.err
+@pytest.mark.parametrize("script", [create_dataset, generate_croissant, test_croissant_dataset])
+def test_wrong_usage_is_exit_code_2(capsys, script):
+    with pytest.raises(SystemExit, match="2"):
+        run(script, "--wrong")
+    assert "unrecognized arguments: --wrong" in capsys.readouterr().err

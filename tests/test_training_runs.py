@@ -24,6 +24,7 @@ from conftest import (
     edit_and_hash,
     edit_index,
     finish,
+    read_csv,
     read_index,
     run,
     start,
@@ -65,7 +66,7 @@ class Report(NamedTuple):
         return load_strictly(self.folder / "metrics.json")
 
     def predictions(self, split: str | None = None) -> pd.DataFrame:
-        table = pd.read_csv(self.folder / "predictions.csv")
+        table = read_csv(self.folder / "predictions.csv")
         return table if split is None else table[table["split"] == split]
 
 
@@ -192,7 +193,7 @@ def score_by_model(dataset_dir: Path, report_dir: Path, averaged: bool = True) -
     network = training.RealBogusNetwork().eval()
     network.load_state_dict(saved["weights"])
     dataset = CutoutDataset(dataset_dir, read_index(dataset_dir))
-    split = pd.read_csv(report_dir / "predictions.csv")["split"]
+    split = read_csv(report_dir / "predictions.csv")["split"]
     center, scale = dataset.fit_features(np.flatnonzero(split == "train"))
     np.testing.assert_array_equal(saved["center"], center)
     np.testing.assert_array_equal(saved["scale"], scale)
@@ -290,7 +291,7 @@ def test_the_picture_has_curves_and_cutouts(sample, tmp_path, monkeypatch):
     assert titles[:4] == [title for title, _, _ in training.CURVES]
     counts = [re.fullmatch(r"(real|bogus), called (real|bogus): (\d+)", t) for t in titles[4:]]
     assert sum(int(count[3]) for count in counts) == 24
-    predictions = pd.read_csv(tmp_path / "predictions.csv", index_col=["jid", "id"])["score"]
+    predictions = read_csv(tmp_path / "predictions.csv", index_col=["jid", "id"])["score"]
     shown = [label.get_text().split("\n") for label in axes[7].get_yticklabels()]
     scores = [float(score) for _, _, score in shown]
     assert scores == sorted(scores)  # bogus, called bogus: the most confident first
@@ -409,7 +410,7 @@ def uneven(tmp_path) -> Path:
 def predict(dataset: Path, *options: str) -> pd.DataFrame:
     """Train with a report and return its predictions."""
     assert train(dataset, "--report_dir", dataset / "report", *options) == 0
-    return pd.read_csv(dataset / "report" / "predictions.csv")
+    return read_csv(dataset / "report" / "predictions.csv")
 
 
 @pytest.mark.parametrize("part_rows", [10_000, 13])
@@ -526,8 +527,10 @@ def test_ctrl_c_ends_the_run_with_what_was_printed(sample):
 
 def read_in_parts(dataset: Path) -> tuple[subprocess.Popen, Callable[[], list[str]]]:
     """Start a run that reads each record as a part; return it and what lists its workers."""
-    source = "import sys, test_croissant_dataset as t; t.RECORDS_PER_PART = 1; sys.exit(t.main())"
+    source = "import sys, test_croissant_dataset as t; print(flush=True)"
+    source += "; t.RECORDS_PER_PART = 1; sys.exit(t.main())"
     process = start("-c", source, "-d", dataset, cwd=SCRIPT.parent)
+    process.stdout.readline()  # PyTorch with CUDA starts another program while it is imported
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     return process, lambda: children.read_text().split()
 
@@ -593,7 +596,7 @@ def test_two_processes_train_like_one(sample_copy, tmp_path):
     assert one["splits"] == two["splits"]
     losses = [found["history"][0]["train_loss"] for found in (one, two)]
     assert losses[1] == pytest.approx(losses[0], rel=0.2)
-    predictions = [pd.read_csv(tmp_path / name / "predictions.csv") for name in "12"]
+    predictions = [read_csv(tmp_path / name / "predictions.csv") for name in "12"]
     scores = score_by_model(sample_copy, tmp_path / "2")
     np.testing.assert_allclose(predictions[1]["score"], scores, atol=0.05 * np.ptp(scores))
     same = ["jid", "id", "split", "label"]
