@@ -584,12 +584,12 @@ def test_two_processes_train_like_one(sample_copy, tmp_path):
         sample_copy, lambda index: index.assign(**dict.fromkeys(FEATURE_COLUMNS[:4], labels))
     )
     assert describe(sample_copy) == 0
-    options = "-d", sample_copy, "--epochs", "20", "--batch_size", "12", "--report_dir"
+    options = "-d", sample_copy, "--epochs", "12", "--batch_size", "12", "--report_dir"
     assert run(training, *options, tmp_path / "1") == 0
     done = torchrun(2, *options, tmp_path / "2")
     assert done.code == 0, done.err
     assert done.out.count("verdict: ") == 1
-    assert done.err.count("INFO: epoch 20/20") == 1
+    assert done.err.count("INFO: epoch 12/12") == 1
     assert contents(tmp_path / "2").keys() == WRITTEN
     one, two = (load_strictly(tmp_path / name / "metrics.json") for name in "12")
     assert (one["settings"]["processes"], two["settings"]["processes"]) == (1, 2)
