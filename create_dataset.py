@@ -134,7 +134,8 @@ def find_jobs(input_dir: Path, wanted: list[str] | None) -> list[str]:
     # Path.is_file would raise an error for a link that leads into a closed folder.
     jobs = {entry.name for entry in entries if not os.path.isfile(entry)}  # noqa: PTH113
     if not jobs:
-        raise DatasetError(f"{input_dir}: no job folders in it; folders named jid* were expected")
+        expected = "give the one that holds the job folders with -i"
+        raise DatasetError(f"{input_dir}: no folders jid* in it; {expected}")
     chosen = set() if wanted else jobs
     for name in wanted or ():
         if name.startswith("@"):
@@ -280,15 +281,17 @@ def write_tensor(path: Path, image_paths: list[Path]) -> tuple[int, int]:
 
 
 def current_shape(path: Path, image_paths: list[Path]) -> tuple[int, int] | None:
-    """Return (H, W) of a tensor that is complete and newer than its images, else None."""
+    """Return (H, W) of a tensor that is complete, newer than its images and of their shape."""
     try:
         tensor, status = np.lib.format.open_memmap(path, mode="r"), path.stat()
+        with open_image(image_paths[0]) as (hdu, _):
+            shape = tuple(side for side in hdu.shape if side != 1)
     except Exception:  # numpy raises many kinds for a damaged file, which is rewritten
         return None
-    layout = tensor.dtype.str, tensor.shape[2:], tensor.flags.c_contiguous, tensor.nbytes
-    expected = "<f4", (len(CHANNELS),), True, status.st_size - tensor.offset
-    newer = status.st_mtime_ns >= last_change(image_paths)
-    return tensor.shape[:2] if newer and layout == expected else None
+    layout = tensor.dtype.str, tensor.shape, tensor.flags.c_contiguous, tensor.nbytes
+    expected = "<f4", (*shape, len(CHANNELS)), True, status.st_size - tensor.offset
+    newer = status.st_mtime_ns > last_change(image_paths)
+    return shape if newer and layout == expected else None
 
 
 def refuse_cells(cells: pd.Series, wrong: pd.Series, where: str, expected: str) -> None:
@@ -573,6 +576,8 @@ def process_job(
             shape = write_tensor(path, image_paths)
             done = {"jobs written": 1, "bytes": 4 * len(CHANNELS) * shape[0] * shape[1]}
         result = index_job(catalog, sources, jid, shape, radius_px)
+        if truth is not None:  # its sources come last
+            result.counts["true sources"] = int(is_on_image(sources, shape)[-len(truth) :].sum())
     except (DatasetError, OSError, MemoryError) as error:
         return JobResult(reason=" ".join(str(error).split()) or type(error).__name__)
     origin = "--truth" if truth is not None else "match" if sources is None else INJECTED_NAME
@@ -727,6 +732,8 @@ def warn_of_doubts(used: dict[str, JobResult], total: Counter[str], offset: np.n
     if barren := [jid for jid, job in by_position.items() if not len(job.offsets)]:
         found = f"no source was found in {len(barren)} of {len(by_position)} jobs"
         LOG.warning(f"{found}, such as {barren[0]}; check the list or --truth, and the WCS")
+    if total["labelled by --truth"] and not total["true sources"]:
+        LOG.warning("no source of --truth lies on an image; are ra and dec ICRS, in degrees?")
     if np.abs(offset).max() > MAX_OFFSET_PX:
         LOG.warning("candidates are off their sources; does the list number its pixels from 0?")
 

@@ -117,7 +117,7 @@ def tensor_shape(path: Path) -> tuple[int, int]:
     order, channels = "C" if tensor.flags.c_contiguous else "Fortran", (len(CHANNEL_NAMES),)
     if (tensor.dtype, tensor.shape[2:], order) != ("<f4", channels, "C") or not tensor.size:
         found = f"{tensor.dtype} {tensor.shape} in {order} order"
-        raise DatasetError(f"{path}: {found}; expected float32 (H, W, 4) in C order")
+        raise DatasetError(f"{path}: {found}; expected float32 (H, W, {channels[0]}) in C order")
     if path.stat().st_size != tensor.offset + tensor.nbytes:
         raise DatasetError(f"{path}: longer than its header says; run create_dataset.py again")
     return tensor.shape[:2]
@@ -398,7 +398,7 @@ def parse_agent(value: str) -> dict[str, str]:
     parts = [part.strip() for part in value.removeprefix("org:").split(",")]
     name, email, url, *more = [*parts, "", ""]  # email and url may be left out
     if not name or any(more) or not re.fullmatch(r"([^@\s]+@[^@\s]+)?", email):
-        expected = "name,email,url, no commas within"
+        expected = "name,email,url, no commas within, such as Ada Lovelace,,https://ada.org"
         raise argparse.ArgumentTypeError(f"expected {expected}, got {value!r}")
     given = {"@type": kind, "name": name, "email": email, "url": url and parse("url", url)}
     return {key: text for key, text in given.items() if text}
@@ -532,7 +532,7 @@ def check_description(args: argparse.Namespace) -> list[str]:
         lines = json.dumps(metadata, indent=2, sort_keys=True).splitlines()
         # The author may change the words, as well as all other terms.
         texts.append([line for line in lines if '"description": ' not in line])
-    names = f"{args.output}, to be written again without --check", "the dataset"
+    names = f"{args.output} as it is", "as the dataset is now; write it again without --check"
     if lines := list(difflib.unified_diff(*texts, *names, n=6, lineterm="")):
         raise DatasetError("\n".join(lines))
     check_reload(args.output, args.csv_path, base_url)
@@ -544,9 +544,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Describe a dataset in MLCommons Croissant.")
     parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
     add = parser.add_argument
-    csv_path, output = (f"./hackathon_dataset/{name}" for name in (INDEX_NAME, CROISSANT_NAME))
-    add("-c", "--csv_path", type=Path, default=csv_path, help="index of the dataset")
-    add("-o", "--output", type=Path, default=output, help="description to write, beside the index")
+    add("-c", "--csv_path", type=Path, default=f"./hackathon_dataset/{INDEX_NAME}", help="index")
+    add("-o", "--output", type=Path, default=argparse.SUPPRESS, help="default: beside the index")
     for option, (_, parse_option, text, _) in OPTIONS.items():
         action, end = ("append", "; may be repeated") if option in REPEATABLE else ("store", "")
         add(f"--{option}", type=parse_option, action=action, help=f"{text}{end}")
@@ -555,6 +554,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--image_sha256", action="store_true", help="add the checksums of the tensors")
     add("--check", action="store_true", help="write nothing; compare an existing description")
     args = parser.parse_args(argv)
+    vars(args).setdefault("output", args.csv_path.with_name(CROISSANT_NAME))
     check_args(parser, args)
     return args
 
@@ -565,7 +565,7 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Non
     if args.check and (without_effect := given - {"csv_path", "output", "check"}):
         parser.error(f"--check writes nothing: --{min(without_effect)} would have no effect")
     if args.csv_path.suffix != ".csv" or args.output.suffix != ".json":
-        parser.error("--csv_path must be named *.csv, and --output *.json")
+        parser.error("--csv_path must be named *.csv, and --output *.json; are they swapped?")
     if args.output.parent.resolve() != args.csv_path.parent.resolve():
         parser.error(f"--output must lie beside the index, in {args.csv_path.parent.resolve()}")
     if args.rai and args.output.resolve() == args.rai.resolve():

@@ -175,6 +175,8 @@ def refuse_downloads(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 def load_description(json_path: Path) -> mlc.Metadata:
     """Load croissant.json; raise DatasetError if it is missing, invalid or lacks a column."""
+    if not json_path.parent.is_dir():
+        raise DatasetError(f"{json_path.parent}: no such folder; give that of the dataset with -d")
     if not json_path.is_file():
         raise DatasetError(f"{json_path}: no such file; generate_croissant.py writes it")
     with explain_failure(f"{json_path}: not a valid Croissant description; {DESCRIBE_AGAIN}"):
@@ -317,7 +319,8 @@ def open_tensor(path: Path) -> np.memmap:
     layout = tensor.dtype, tensor.shape[2:], tensor.flags.c_contiguous
     if layout != (np.dtype("<f4"), (len(CHANNEL_NAMES),), True):
         raise DatasetError(
-            f"{path}: {tensor.dtype} {tensor.shape}; expected float32 (H, W, 4) in C order"
+            f"{path}: {tensor.dtype} {tensor.shape}; expected float32 (H, W, {len(CHANNEL_NAMES)})"
+            " in C order"
         )
     if tensor.offset + tensor.nbytes != path.stat().st_size:
         raise DatasetError(f"{path}: longer than its header says; run create_dataset.py again")
@@ -654,7 +657,8 @@ class RealBogusNetwork(nn.Module):
     def forward(self, cutouts: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         """Return logits (N,), float32, of cutouts (N, 4, 64, 64) and features (N, 10).
 
-        The type of the cutouts, float32 or bfloat16, is that in which convolutions are computed.
+        The type of the cutouts, float32 or bfloat16, is that in which convolutions are computed:
+        weights are float32, so that a network without autocast fails on bfloat16 cutouts.
         """
         edge = (CUTOUT_PX - INNER_PX) // 2
         kind, dtype = cutouts.device.type, cutouts.dtype
@@ -1093,7 +1097,7 @@ def draw_sheet(
 ) -> None:
     """Draw the cutouts of the most confident right and wrong calls, one row per candidate."""
     count, size, kinds = 4, CUTOUT_PX + 2, ("bogus", "real")
-    centers = (np.arange(count) + 0.5) * size
+    centers = (np.arange(max(count, len(CHANNEL_NAMES))) + 0.5) * size
     for axis, (label, called) in zip(axes, itertools.product((1, 0), repeat=2), strict=True):
         group = (dataset.labels.numpy()[test] == label) & ((scores >= threshold) == called)
         order = np.argsort(-scores if called else scores, kind="stable")
@@ -1102,7 +1106,7 @@ def draw_sheet(
         sheet[: len(chosen), 1:-1, :, 1:-1] = dataset[test[chosen]][0].permute(0, 2, 1, 3)
         axis.imshow(sheet.reshape(count * size, -1), cmap="gray", vmin=0, vmax=1)
         axis.set_title(f"{kinds[label]}, called {kinds[called]}: {group.sum():,}")
-        axis.set_xticks(centers, CHANNEL_NAMES)
+        axis.set_xticks(centers[: len(CHANNEL_NAMES)], CHANNEL_NAMES)
         rows = dataset.candidates.iloc[test[chosen]].assign(score=scores[chosen])
         names = [f"{row.jid}\n{row.id:.15g}\n{row.score:.3f}" for row in rows.itertuples()]
         axis.set_yticks(centers[: len(names)], names, parse_math=False)

@@ -605,6 +605,22 @@ def test_numbers_of_truth_follow_those_of_the_list(tmp_path, build):
     assert build().match() == {1: -1, 2: -1, 3: -1, 4: -1, 5: 0}
 
 
+@pytest.mark.parametrize("hours", [False, True])
+def test_truth_that_lies_on_no_image_is_a_warning(tmp_path, build, hours):
+    header = make_header()
+    job = write_rapid_job(tmp_path / "raw", xy=[*SKY_XY, (5, 60)], header=header)
+    write_list(job, [(5, 60)])
+    truth = write_truth(tmp_path / "truth.ecsv", PIXELS, header)
+    if hours:  # right ascension in hours instead of degrees
+        table = Table.read(truth)
+        table["ra"] /= 15
+        table.write(truth, overwrite=True)
+    outcome = build("--truth", truth)
+    found = "WARNING: no source of --truth lies on an image; are ra and dec ICRS, in degrees?\n"
+    assert outcome.code == 0
+    assert (found in outcome.err) == hours
+
+
 def test_truth_replaces_the_column_match(tmp_path, build):
     header = make_header()
     job = write_job(tmp_path / "raw")

@@ -146,12 +146,21 @@ def test_a_second_run_redoes_nothing_and_writes_the_same_index(raw, tmp_path, ca
     [
         np.zeros((72, 80, 4)),
         np.zeros((72, 80, 3), np.float32),
+        np.zeros((80, 72, 4), np.float32),  # of another job of the same name
         np.zeros((72, 80), np.float32),
         np.asfortranarray(np.zeros((72, 80, 4), np.float32)),
         {"tensor": np.zeros((72, 80, 4), np.float32)},
         CUT_HEADER,
     ],
-    ids=["float64", "three channels", "flat", "Fortran order", "npz", "cut header"],
+    ids=[
+        "float64",
+        "three channels",
+        "another shape",
+        "flat",
+        "Fortran order",
+        "npz",
+        "cut header",
+    ],
 )
 def test_a_second_run_redoes_what_is_no_tensor_of_the_contract(raw, tmp_path, spoiled):
     create(raw, tmp_path / "out")
@@ -286,7 +295,7 @@ def test_where_no_job_can_be_used_the_dataset_stays_as_it_was(raw, tmp_path, cap
     ("make", "message"),
     [
         (lambda folder: None, "no such folder"),
-        (lambda folder: folder.mkdir(), "no job folders in it"),
+        (lambda folder: folder.mkdir(), "no folders jid* in it; give the one that"),
         (lambda folder: folder.touch(), "no such folder"),
     ],
     ids=["missing", "no jobs", "a file"],

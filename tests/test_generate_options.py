@@ -135,17 +135,17 @@ BAD_OPTIONS = {
     "creator without name": (
         "--creator",
         ",a@b.org",
-        "expected name,email,url, no commas within, got ',a@b.org'",
+        "https://ada.org, got ',a@b.org'",
     ),
     "creator with a bad email": (
         "--creator",
         "Ada,ada",
-        "expected name,email,url, no commas within, got 'Ada,ada'",
+        "https://ada.org, got 'Ada,ada'",
     ),
     "creator with a bad url": ("--creator", "Ada,,a.org", "expected a URL such as"),
     "creator with too much": ("--creator", "Ada,a@b.c,https://d.e,f", "expected name,email,url"),
     "organization without name": ("--creator", "org:", "expected name,email,url"),
-    "empty publisher": ("--publisher", "", "expected name,email,url, no commas within, got ''"),
+    "empty publisher": ("--publisher", "", "https://ada.org, got ''"),
     "empty name": ("--name", " ", "expected a text, got ' '"),
     "empty keywords": ("--keywords", "", "expected a text, got ''"),
     "keywords of commas": ("--keywords", " , ", "expected a text, got ''"),
@@ -363,6 +363,11 @@ def test_an_output_elsewhere_is_wrong_usage(dataset, tmp_path, capsys, output, o
     assert f"--output must lie beside the index, in {dataset}\n" in capsys.readouterr().err
 
 
+def test_the_description_is_written_beside_the_index_by_default(dataset):
+    assert run(generate_croissant, "-c", dataset / "master_index.csv") == 0
+    assert description_of(dataset)["name"] == "dataset"
+
+
 def test_the_index_is_never_overwritten(dataset, capsys):
     before = contents(dataset)
     with pytest.raises(SystemExit, match="2"):
@@ -459,7 +464,8 @@ def test_check_shows_every_difference(dataset, capsys, change, then, now):
     printed = capsys.readouterr()
     errors = [line.removeprefix("ERROR: ") for line in printed.err.splitlines()]
     file = f"{dataset}/croissant.json"
-    heads = [f"--- {file}, to be written again without --check", "+++ the dataset"]
+    again = "as the dataset is now; write it again without --check"
+    heads = [f"--- {file} as it is", f"+++ {again}"]
     assert [line for line in errors if line[:3] in ("---", "+++")] == heads
     for sign, expected in {"-": then, "+": now}.items():
         shown = [line for line in errors if line.startswith(sign) and line not in heads]

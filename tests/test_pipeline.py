@@ -67,9 +67,11 @@ def test_a_channel_and_a_column_are_added_as_the_readme_says(tmp_path):
             assert source.count(old) == 1
             source = source.replace(old, new)
         (tmp_path / script).write_text(source, encoding="utf-8")
-        options = ("--epochs", "1") if script == "test_croissant_dataset.py" else ()
+        report = "--epochs", "1", "--report_dir", "report"
+        options = report if script == "test_croissant_dataset.py" else ()
         done = finish(start(tmp_path / script, *options, cwd=tmp_path))
         assert done.code == 0, done.err
+    assert (tmp_path / "report" / "report.png").exists()
     folder = tmp_path / "hackathon_dataset"
     index = pd.read_csv(folder / "master_index.csv")
     assert index["snr"].tolist() == [*np.arange(12) / 4] * 4
@@ -88,7 +90,11 @@ def test_a_channel_and_a_column_are_added_as_the_readme_says(tmp_path):
             ("-c", "no/i.csv", "-o", "no/c.json"),
             "i.csv: not a readable index",
         ),
-        ("test_croissant_dataset.py", ("-d", "nowhere"), "croissant.json: no such file"),
+        (
+            "test_croissant_dataset.py",
+            ("-d", "nowhere"),
+            "nowhere: no such folder; give that of the dataset with -d",
+        ),
     ],
 )
 def test_a_failure_is_exit_code_1_and_one_line(folder, script, options, message):

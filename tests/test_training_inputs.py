@@ -361,6 +361,9 @@ def test_pixels_that_were_not_looked_at_first_are_found_in_training(
 def test_a_folder_that_is_not_there(tmp_path, capsys):
     assert train(tmp_path / "nothing") == 1
     error = capsys.readouterr().err
+    assert error.endswith("nothing: no such folder; give that of the dataset with -d\n")
+    assert train(tmp_path) == 1
+    error = capsys.readouterr().err
     assert "croissant.json: no such file; generate_croissant.py writes it" in error
 
 
