@@ -317,8 +317,8 @@ def write_dataset(
 
 
 def read_index(dataset: Path) -> pd.DataFrame:
-    """Return the index of a dataset."""
-    return read_csv(dataset / "master_index.csv")
+    """Return the index of a dataset as mlcroissant reads it, by default."""
+    return pd.read_csv(dataset / "master_index.csv")
 
 
 def write_two_tables(job: Path, catalog: pd.DataFrame, finder_order: list[int]) -> None:
