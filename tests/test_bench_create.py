@@ -10,12 +10,11 @@ import pytest
 from benchmarks import bench_create_dataset as bench
 from conftest import LIMIT_S, STEMS, finish, run, start, wait_for, write_job
 
-COLD = ["cold page cache, 3 jobs", "cat, s", "ours, s", "ours / cat"]
 LINES = [  # of the table, titles among them
     *("warm page cache, 2 jobs", "textbook, s", "cat, s", "ours, s"),
     *("textbook / ours", "ours / cat"),
     *("memory", "textbook, 2 jobs, MB", "ours, 2 jobs, MB", "ours, 1 job, MB"),
-    *(COLD if os.access(bench.DROP_CACHES, os.W_OK) else []),
+    *("cold page cache, 3 jobs", "cat, s", "ours, s", "ours / cat"),
     *("growth, 20 jobs of 64 x 64 pixels", "first tenth, ms/job", "last tenth, ms/job"),
     "last / first",
     *(f"index of {count} jobs, ms/job" for count in (5, 10, 20)),
@@ -23,7 +22,9 @@ LINES = [  # of the table, titles among them
 
 
 def start_bench(work_dir: Path, *options: str | Path) -> subprocess.Popen:
-    return start(bench.__file__, "--work_dir", work_dir, "--simulated", "1", *options)
+    """Start it; the page cache of this machine is not dropped."""
+    env = os.environ | {"DROP_CACHES": os.devnull}
+    return start(bench.__file__, "--work_dir", work_dir, "--simulated", "1", *options, env=env)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """make_mini_dataset.py: the simulated jobs are what the contract says, and what they claim."""
 
 import re
+import shutil
 from pathlib import Path
 
 import make_mini_dataset as simulator
@@ -158,15 +159,17 @@ def test_rapid_jobs_lie_at_different_places_on_a_turned_grid_of_roman_pixels(rap
         assert header["CD1_2"] != 0
 
 
-def test_the_same_arguments_give_the_same_rapid_bytes_over_jobs_of_another_layout(rapid, tmp_path):
-    assert simulate(tmp_path / "again") == 0
+def test_the_same_arguments_give_the_same_rapid_bytes_over_jobs_of_another_layout(
+    jobs, rapid, tmp_path
+):
+    shutil.copytree(jobs, tmp_path / "again")
     assert simulate(tmp_path / "again", "--layout", "rapid", "--seed", "5") == 0
     assert simulate(tmp_path / "again", "--layout", "rapid") == 0
     assert contents(tmp_path / "again") == contents(rapid)
 
 
-def test_truth_of_replaced_jobs_is_removed(jobs, tmp_path):
-    assert simulate(tmp_path / "again", "--layout", "rapid") == 0
+def test_truth_of_replaced_jobs_is_removed(jobs, rapid, tmp_path):
+    shutil.copytree(rapid, tmp_path / "again")
     assert simulate(tmp_path / "again") == 0
     assert contents(tmp_path / "again") == contents(jobs)
 
