@@ -1103,7 +1103,7 @@ def draw_sheet(
         order = np.argsort(-scores if called else scores, kind="stable")
         chosen = order[group[order]][:count]
         sheet = np.full((count, size, len(CHANNEL_NAMES), size), np.nan)
-        sheet[: len(chosen), 1:-1, :, 1:-1] = dataset[test[chosen]][0].permute(0, 2, 1, 3)
+        sheet[: len(chosen), 1:-1, :, 1:-1] = dataset[test[chosen]][0].permute(0, 2, 1, 3).numpy()
         axis.imshow(sheet.reshape(count * size, -1), cmap="gray", vmin=0, vmax=1)
         axis.set_title(f"{kinds[label]}, called {kinds[called]}: {group.sum():,}")
         axis.set_xticks(centers[: len(CHANNEL_NAMES)], CHANNEL_NAMES)
