@@ -270,10 +270,13 @@ def read_records(
         read = partial(read_part, json_path, file_id)
         if parts == 1:
             return read(next(texts))
-        with ProcessPoolExecutor(min(parts, count_cpus())) as pool:
+        pool = ProcessPoolExecutor(min(parts, count_cpus()))
+        try:
             with hold_interrupt():
                 tables = pool.map(read, texts)
             return pd.concat(progress(tables, "index", parts), ignore_index=True)
+        finally:
+            pool.shutdown(cancel_futures=True)  # after Ctrl-C, only the current parts are finished
 
 
 def raise_file_limit(count: int) -> None:

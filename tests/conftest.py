@@ -26,6 +26,9 @@ import create_dataset
 import generate_croissant
 import test_croissant_dataset
 
+# Workers of pytest-xdist and the processes that tests start share the cores: one thread each.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 LIMIT_S = 40  # on every wait: many times what it takes
 STEMS = tuple(stems[0] for stems in create_dataset.CHANNELS.values())
 SHAPE = (72, 80)  # height and width of the images, pixels: not square, to tell x from y

@@ -337,10 +337,12 @@ def test_a_second_run_into_the_same_output_is_refused(raw, undisturbed, tmp_path
     assert contents(tmp_path / "out") == undisturbed
 
 
-def test_a_line_of_progress_every_hundred_jobs(tmp_path):
-    code, error = run(write_jobs(tmp_path / "raw", 200, 64), tmp_path / "out")
+def test_a_line_of_progress_every_hundred_jobs(raw, tmp_path, monkeypatch):
+    assert create_dataset.PROGRESS_JOBS == 100
+    monkeypatch.setattr(create_dataset, "PROGRESS_JOBS", JOBS // 2)
+    code, error = run(raw, tmp_path / "out")
     assert code == 0
-    assert error == "INFO: 100 of 200 jobs\nINFO: 200 of 200 jobs\n"
+    assert error == "INFO: 20 of 40 jobs\nINFO: 40 of 40 jobs\n"
 
 
 def test_a_bar_of_progress_on_a_terminal(raw, tmp_path):

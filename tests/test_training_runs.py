@@ -559,8 +559,8 @@ def test_ctrl_c_while_the_processes_that_read_start(sample):
 
 
 def test_ctrl_c_that_nohup_has_ignored_stays_ignored(sample):
-    process = start(SCRIPT, "-d", sample, "--epochs", "20", sigint=signal.SIG_IGN)
-    assert process.stderr.readline().startswith("INFO: epoch  1/20")
+    process = start(SCRIPT, "-d", sample, "--epochs", "9", sigint=signal.SIG_IGN)
+    assert process.stderr.readline().startswith("INFO: epoch  1/9")
     os.killpg(process.pid, signal.SIGINT)
     done = finish(process)
     assert done.code == 0
