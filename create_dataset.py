@@ -181,7 +181,7 @@ def open_image(path: Path) -> Iterator[tuple[fits.ImageHDU, fits.HDUList]]:
         with warnings.catch_warnings(action="ignore"), fits.open(source, uint=False) as hdus:
             images = [hdu for hdu in hdus if hdu.is_image]
             for hdu in images:
-                if 0 not in hdu.shape and len(hdu.shape) - hdu.shape.count(1) == 2:
+                if 0 not in hdu.shape and len(image_shape(hdu)) == 2:
                     yield hdu, hdus
                     return
             found = ", ".join(f"{hdu.name} {hdu.shape}" for hdu in images)
@@ -190,6 +190,11 @@ def open_image(path: Path) -> Iterator[tuple[fits.ImageHDU, fits.HDUList]]:
         raise
     except Exception as error:  # all: astropy's error for a damaged tile has no public name
         raise DatasetError(f"{path}: not a readable FITS image, or cut short: {error}") from error
+
+
+def image_shape(hdu: fits.ImageHDU) -> tuple[int, ...]:
+    """Return (H, W) of a 2-D image; axes of length 1 do not count."""
+    return tuple(side for side in hdu.shape if side != 1)
 
 
 def find_limits(image: np.ndarray, path: Path) -> ManualInterval:
@@ -281,17 +286,18 @@ def write_tensor(path: Path, image_paths: list[Path]) -> tuple[int, int]:
 
 
 def current_shape(path: Path, image_paths: list[Path]) -> tuple[int, int] | None:
-    """Return (H, W) of a tensor that is complete, newer than its images and of their shape."""
+    """Return (H, W) of a tensor that is complete, of its images' shape and newer, else None."""
     try:
         tensor, status = np.lib.format.open_memmap(path, mode="r"), path.stat()
+        if status.st_mtime_ns <= last_change(image_paths):
+            return None
         with open_image(image_paths[0]) as (hdu, _):
-            shape = tuple(side for side in hdu.shape if side != 1)
+            shape = image_shape(hdu)
     except Exception:  # numpy raises many kinds for a damaged file, which is rewritten
         return None
     layout = tensor.dtype.str, tensor.shape, tensor.flags.c_contiguous, tensor.nbytes
     expected = "<f4", (*shape, len(CHANNELS)), True, status.st_size - tensor.offset
-    newer = status.st_mtime_ns > last_change(image_paths)
-    return shape if newer and layout == expected else None
+    return shape if layout == expected else None
 
 
 def refuse_cells(cells: pd.Series, wrong: pd.Series, where: str, expected: str) -> None:
@@ -451,7 +457,7 @@ def locate(truth: np.ndarray, path: Path) -> np.ndarray:
             wcs = WCS(hdu.header, hdus, naxis=["celestial"])
             if not wcs.has_celestial:
                 raise ValueError("it has no celestial axes")
-            height, width = (side for side in hdu.shape if side != 1)
+            height, width = image_shape(hdu)
             corners = wcs.pixel_to_world([0, width, 0, width], [0, 0, height, height])
             centre = wcs.pixel_to_world(width / 2, height / 2)
             radius = 1.2 * centre.separation(corners).max()  # with a margin of 20 %
@@ -531,10 +537,12 @@ def index_job(
     jid: str,
     shape: tuple[int, int],
     radius_px: float,
+    true_sources: int,
 ) -> JobResult:
     """Make a job's rows of the index from its catalog, its sources and the (H, W) of its images.
 
-    Counts candidates by label, those left out, missing columns, and the sources on the image.
+    The last `true_sources` of the sources are those of --truth. Counts candidates by label, those
+    left out, missing columns, and the sources on the image.
     """
     xy = catalog[["x", "y"]].to_numpy()
     on_image, has_position = is_on_image(xy, shape), np.isfinite(xy).all(axis=1)
@@ -543,6 +551,7 @@ def index_job(
     if sources is not None:
         visible = is_on_image(sources, shape)
         counts["sources"] = int(visible.sum())
+        counts["true sources"] = int(visible[len(sources) - true_sources :].sum())
         sources = np.where(visible[:, None], sources, np.nan)
         ids = rows["id"].to_numpy()
         rows["match"], offsets = match_sources(xy[on_image], ids, sources, radius_px)
@@ -575,9 +584,8 @@ def process_job(
         if shape is None:
             shape = write_tensor(path, image_paths)
             done = {"jobs written": 1, "bytes": 4 * len(CHANNELS) * shape[0] * shape[1]}
-        result = index_job(catalog, sources, jid, shape, radius_px)
-        if truth is not None:  # its sources come last
-            result.counts["true sources"] = int(is_on_image(sources, shape)[-len(truth) :].sum())
+        true_sources = 0 if truth is None else len(truth)
+        result = index_job(catalog, sources, jid, shape, radius_px, true_sources)
     except (DatasetError, OSError, MemoryError) as error:
         return JobResult(reason=" ".join(str(error).split()) or type(error).__name__)
     origin = "--truth" if truth is not None else "match" if sources is None else INJECTED_NAME

@@ -545,7 +545,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
     add = parser.add_argument
     add("-c", "--csv_path", type=Path, default=f"./hackathon_dataset/{INDEX_NAME}", help="index")
-    add("-o", "--output", type=Path, default=argparse.SUPPRESS, help="default: beside the index")
+    add("-o", "--output", type=Path, default=argparse.SUPPRESS, help="description beside the index")
     for option, (_, parse_option, text, _) in OPTIONS.items():
         action, end = ("append", "; may be repeated") if option in REPEATABLE else ("store", "")
         add(f"--{option}", type=parse_option, action=action, help=f"{text}{end}")

@@ -621,6 +621,15 @@ def test_truth_that_lies_on_no_image_is_a_warning(tmp_path, build, hours):
     assert (found in outcome.err) == hours
 
 
+def test_truth_without_rows_lies_on_no_image(tmp_path, build):
+    job = write_rapid_job(tmp_path / "raw", header=make_header())
+    write_list(job, [(10, 20)])
+    (tmp_path / "truth.csv").write_text("ra,dec\n")
+    outcome = build("--truth", tmp_path / "truth.csv")
+    assert outcome.match() == {1: 0, 2: -1, 3: -1}
+    assert "WARNING: no source of --truth lies on an image" in outcome.err
+
+
 def test_truth_replaces_the_column_match(tmp_path, build):
     header = make_header()
     job = write_job(tmp_path / "raw")

@@ -55,6 +55,7 @@ import test_croissant_dataset as script  # noqa: E402
 QUICK_LOOK = ("--max_candidates", "2000", "--epochs", "1")
 LEARNING_RATE = 0.001  # of the textbook's SGD: best of 0.0003, 0.001, 0.002, 0.003, 0.01 and 0.03
 SEED = 0  # of candidates, order and split; the round is added for weights and training
+# What the functions need and the processes that call them share; nothing of it has run.
 IMPORTED = ["mlcroissant", "sklearn.metrics", "torch.utils.data", "test_croissant_dataset"]
 Section = dict[str, float]  # figures of one round
 
